@@ -1,0 +1,2 @@
+//! Runs the proxies side by side.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Facts of the wire, true of the bytes alone: no I/O, no clock, no runtime.

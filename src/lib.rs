@@ -1,0 +1,1 @@
+//! Thalweg: a proxy for streams.
