@@ -1,1 +1,3 @@
 //! Facts of the wire, true of the bytes alone: no I/O, no clock, no runtime.
+
+pub mod frame;
