@@ -113,10 +113,15 @@ impl FrameInspector {
     pub fn count(&mut self, chunk: &[u8]) -> Result<u64, FrameError> {
         let before = self.messages;
         let mut at = 0;
-        while let Some(event) = self.step(chunk, &mut at) {
-            event?;
+        loop {
+            if self.is_at_boundary() {
+                at += self.pass_whole_messages(&chunk[at..]);
+            }
+            match self.step(chunk, &mut at) {
+                Some(event) => event?,
+                None => return Ok(self.messages - before),
+            };
         }
-        Ok(self.messages - before)
     }
 
     /// Whole messages seen so far.
@@ -127,6 +132,22 @@ impl FrameInspector {
     /// Whether the body may end here: false within a head or a payload, and after an error.
     pub fn is_at_boundary(&self) -> bool {
         self.have == 0
+    }
+
+    /// Counts the whole, sound messages that `chunk` begins with and returns their size.
+    ///
+    /// Small messages come by the hundred in a chunk; this is several times faster than `step`,
+    /// which deals with whatever follows them.
+    fn pass_whole_messages(&mut self, chunk: &[u8]) -> usize {
+        let mut rest = chunk;
+        while let Some((&[0..=1, ref length @ ..], after)) = rest.split_first_chunk::<HEAD_SIZE>() {
+            let Some(after) = after.get(u32::from_be_bytes(*length) as usize..) else {
+                break;
+            };
+            self.messages += 1;
+            rest = after;
+        }
+        chunk.len() - rest.len()
     }
 
     /// Moves `at` to the next event of `chunk`; `None` when the chunk holds no more.
@@ -272,7 +293,10 @@ mod tests {
             })
             .collect();
 
-        assert_eq!(at_boundary, [false, false, false, false, false, true, false]);
+        assert_eq!(
+            at_boundary,
+            [false, false, false, false, false, true, false]
+        );
     }
 
     #[test]
