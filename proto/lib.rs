@@ -1,3 +1,6 @@
 //! Facts of the wire, true of the bytes alone: no I/O, no clock, no runtime.
 
+pub mod deadline;
 pub mod frame;
+pub mod method;
+pub mod status;
