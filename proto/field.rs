@@ -526,10 +526,13 @@ impl FieldWalker {
     #[inline]
     fn varint(&mut self, rest: &mut &[u8]) -> Result<Option<u64>, FieldError> {
         let end = self.messages[usize::from(self.depth)].end;
-        while let Some((&byte, after)) = rest.split_first() {
+        loop {
             if self.at == end {
                 return Err(FieldError::Overrun);
             }
+            let Some((&byte, after)) = rest.split_first() else {
+                return Ok(None);
+            };
             // The tenth byte holds the 64th bit and nothing else.
             if self.bits == 63 && byte > 1 {
                 return Err(FieldError::VarintTooLong);
@@ -542,7 +545,6 @@ impl FieldWalker {
                 return Ok(Some(self.take_number()));
             }
         }
-        Ok(None)
     }
 
     /// Reads a fixed number of so many bits; `None` when the chunk ends first.
@@ -760,9 +762,21 @@ mod tests {
             &[0x0a, 2, 0x08, 0x80, 0x00],
             &[0x0a, 1, 0x88, 0x00],
             &[0x0a, 1, 0x08, 0x00],
+            &[0x0a, 1, 0x08],
         ] {
             assert_eq!(fault(message), FieldError::Overrun, "{message:?}");
         }
+    }
+
+    #[test]
+    fn refusal_does_not_wait_for_another_byte() {
+        let mut walker = FieldWalker::new(paths(&["1.1"]));
+
+        // The message in field 1 ends where the number of its field 1 must begin.
+        assert_eq!(
+            walker.walk(&[0x0a, 1, 0x08], |_| {}),
+            Err(FieldError::Overrun)
+        );
     }
 
     #[test]
