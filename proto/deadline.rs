@@ -4,7 +4,7 @@
 //! what is left *now*, and must never promise the upstream more time than the client will wait.
 //!
 //! **How.** The header is one to eight digits and a unit: `100m` is a tenth of a second. Eight digits
-//! do not hold every duration at every unit, so [`format`] takes the finest unit that fits and
+//! do not hold every duration at every unit, so [`format()`] takes the finest unit that fits and
 //! rounds down.
 //!
 //! ```
@@ -48,7 +48,7 @@ pub enum DeadlineError {
     NotADigit(u8),
 }
 
-/// The text of one `grpc-timeout`, made without allocation by [`format`].
+/// The text of one `grpc-timeout`, made without allocation by [`format()`].
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Timeout {
     /// Digits and unit, at the end of the array.
