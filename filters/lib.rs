@@ -1,1 +1,26 @@
 //! What may be said about one stream.
+//!
+//! A filter is a tower layer around the rest of a stream's way: it may answer, wrap the body that comes from the
+//! client, or wrap the body that goes back. It owns no socket and spawns no task. One filter is one file.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | [`body`] | the one [`Body`], whose chunks carry their flow-control credit |
+//! | [`error`] | why the proxy ended a stream |
+//! | [`stream`] | what all filters of one stream share, and the way to abort it |
+//! | [`ending`] | the four ways in which a stream ends |
+//! | [`chain`] | the closed list of filters, and how a chain is built |
+//! | [`deadline`] | ends calls whose `grpc-timeout` has passed |
+//! | [`metrics`] | counts streams, bytes and messages by route |
+
+pub mod body;
+pub mod chain;
+pub mod deadline;
+pub mod ending;
+pub mod error;
+pub mod metrics;
+pub mod stream;
+
+pub use body::{Body, Chunk};
+pub use error::{Error, Side};
+pub use stream::StreamContext;

@@ -1,0 +1,132 @@
+//! What all filters of one stream share. It lives in the extensions of the request.
+
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use futures_util::task::AtomicWaker;
+use tokio::time::Instant;
+
+use crate::Error;
+
+/// What all filters of one stream share; a clone is another handle to the same stream.
+#[derive(Clone, Debug)]
+pub struct StreamContext(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    started_at: Instant,
+    deadline: Option<Instant>,
+    protocol: Protocol,
+    verdict: OnceLock<Error>,
+    watcher: AtomicWaker,
+    cancel_code: AtomicU32,
+}
+
+/// What the client speaks, and therefore how it hears of an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// Statuses travel in `grpc-status`.
+    Grpc,
+    /// Statuses are HTTP statuses; after the first byte, only a visible break is left.
+    Http,
+}
+
+impl StreamContext {
+    /// For a stream whose headers arrived at `started_at`.
+    pub fn new(protocol: Protocol, started_at: Instant, deadline: Option<Instant>) -> Self {
+        Self(Arc::new(Inner {
+            started_at,
+            deadline,
+            protocol,
+            verdict: OnceLock::new(),
+            watcher: AtomicWaker::new(),
+            cancel_code: AtomicU32::new(h2::Reason::CANCEL.into()),
+        }))
+    }
+
+    /// When the stream's headers arrived.
+    pub fn started_at(&self) -> Instant {
+        self.0.started_at
+    }
+
+    /// When its `grpc-timeout` passes, if it has one.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.0.deadline
+    }
+
+    /// What the client speaks.
+    pub fn protocol(&self) -> Protocol {
+        self.0.protocol
+    }
+
+    /// Ends the stream from anywhere, with `error` as its status. The first abort wins.
+    pub fn abort(&self, error: Error) {
+        if self.0.verdict.set(error).is_ok() {
+            self.0.watcher.wake();
+        }
+    }
+
+    /// Ready once somebody has aborted the stream; watched by `respond` alone.
+    pub fn poll_aborted(&self, cx: &mut Context<'_>) -> Poll<Error> {
+        self.0.watcher.register(cx.waker());
+        match self.0.verdict.get() {
+            Some(error) => Poll::Ready(error.clone()),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Notes the code with which the client reset the stream, to be passed on to the upstream.
+    pub fn set_cancel_code(&self, code: h2::Reason) {
+        // "No error" from a client that leaves in the middle is a cancel all the same.
+        if code != h2::Reason::NO_ERROR {
+            self.0.cancel_code.store(code.into(), Ordering::Relaxed);
+        }
+    }
+
+    /// The code for the upstream when the stream is dropped before its end.
+    pub fn cancel_code(&self) -> h2::Reason {
+        self.0.cancel_code.load(Ordering::Relaxed).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use thalweg_proto::status::Code;
+
+    use super::*;
+    use crate::Side;
+
+    #[tokio::test]
+    async fn first_abort_wins_and_wakes() {
+        let stream = StreamContext::new(Protocol::Grpc, Instant::now(), None);
+        let mut watch = tokio_test::task::spawn(std::future::poll_fn(|cx| stream.poll_aborted(cx)));
+        tokio_test::assert_pending!(watch.poll());
+
+        stream.abort(Error::new(
+            Code::Unavailable,
+            "drain",
+            Side::Proxy,
+            "the proxy drains",
+        ));
+        stream.abort(Error::new(Code::Internal, "late", Side::Proxy, "too late"));
+
+        assert!(watch.is_woken());
+        assert_eq!(tokio_test::assert_ready!(watch.poll()).reason(), "drain");
+    }
+
+    #[tokio::test]
+    async fn cancel_without_an_error_is_still_a_cancel() {
+        let stream = StreamContext::new(Protocol::Grpc, Instant::now(), None);
+
+        stream.set_cancel_code(h2::Reason::NO_ERROR);
+        assert_eq!(stream.cancel_code(), h2::Reason::CANCEL);
+
+        stream.set_cancel_code(h2::Reason::INTERNAL_ERROR);
+        assert_eq!(stream.cancel_code(), h2::Reason::INTERNAL_ERROR);
+    }
+}
