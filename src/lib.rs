@@ -1,1 +1,3 @@
 //! Thalweg: a proxy for streams.
+
+pub mod config;

@@ -1,0 +1,402 @@
+//! What the configuration file means, parsed and resolved.
+//!
+//! **Why.** Whoever runs a proxy edits this file under pressure. So it is strict, nothing in it is
+//! silently ignored, and one run tells every fault with its line and a way out.
+//!
+//! **How.**
+//! 1. `load` reads the YAML as a tree that knows where everything stands.
+//! 2. `environment` fills in `${NAME}`.
+//! 3. `check` holds the tree against the JSON Schema of the types in `raw`, where each key is
+//!    described.
+//! 4. `resolve` turns `raw` into the types below: defaults chosen, names looked up.
+//!
+//! Steps 2 to 4 collect their [`Faults`] and carry on; a fault in any of them fails the whole.
+//!
+//! ```yaml
+//! listeners:
+//!   - name: plain
+//!     address: 127.0.0.1:8080
+//!
+//! clusters:
+//!   greeter:
+//!     endpoints: [127.0.0.1:50051]
+//!
+//! routes:
+//!   - name: greeter
+//!     match: {path_prefix: /helloworld.Greeter/}
+//!     cluster: greeter
+//! ```
+
+mod address;
+mod check;
+mod environment;
+mod faults;
+mod load;
+mod raw;
+mod resolve;
+mod show;
+mod units;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use thalweg_filters::chain::Filter;
+
+pub use address::{Address, BadAddress};
+pub use faults::Faults;
+
+/// Everything the file says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The port of the operator, unless it is switched off.
+    pub admin: Option<Admin>,
+    /// Threads that carry streams.
+    pub workers: usize,
+    /// How long open streams may go on after the order to stop.
+    pub drain_timeout: Duration,
+    /// Where clients connect; at least one.
+    pub listeners: Vec<Listener>,
+    /// Where streams may go, by name.
+    pub clusters: Vec<Arc<Cluster>>,
+    /// Which stream goes where; the first that matches takes it.
+    pub routes: Vec<Route>,
+}
+
+/// The port of the operator.
+#[derive(Clone, PartialEq)]
+pub struct Admin {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The bearer token that requests must carry. Always there if the address is not loopback.
+    pub token: Option<String>,
+}
+
+/// A port for clients.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listener {
+    /// What metrics and logs call it; no other listener has this name.
+    pub name: String,
+    /// Where it listens; no other listener has this address, except a TCP port of zero.
+    pub address: Address,
+    /// Connections open at once.
+    pub max_connections: usize,
+    /// How long clients may take.
+    pub timeouts: ListenerTimeouts,
+    /// Limits for clients that speak HTTP/1.1.
+    pub http1: Http1,
+    /// Limits for clients that speak HTTP/2.
+    pub http2: ServerHttp2,
+}
+
+/// How long clients may take.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ListenerTimeouts {
+    /// Longest wait for the first bytes, which tell the protocol.
+    pub preface: Duration,
+    /// Longest wait from there to the first request headers; with HTTP/1.1, for the headers of
+    /// every request once begun.
+    pub first_headers: Duration,
+    /// How long a client may take none of the bytes that wait for it; zero is for ever.
+    pub stall: Duration,
+}
+
+/// Limits for HTTP/1.1.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Http1 {
+    /// Most headers in a request.
+    pub max_headers: usize,
+    /// Most bytes of all headers of a request together.
+    pub max_header_bytes: usize,
+    /// How long an idle connection waits for its next request.
+    pub keep_alive: Duration,
+}
+
+/// How HTTP/2 is spoken on one connection.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Http2 {
+    /// Bytes the peer may send ahead on one stream; at most 2³¹ − 1.
+    pub stream_window: u32,
+    /// Bytes the peer may send ahead on all streams together; at most 2³¹ − 1.
+    pub connection_window: u32,
+    /// Largest frame the peer may send.
+    pub max_frame_size: u32,
+    /// Most bytes of the headers of one message.
+    pub max_header_list_size: u32,
+    /// Most headers in one message.
+    pub max_headers: usize,
+    /// Bytes kept for one stream while the socket takes none.
+    pub send_buffer: usize,
+    /// Size of the table with which the peer compresses headers.
+    pub header_table_size: u32,
+    /// Reset streams remembered.
+    pub max_reset_streams: usize,
+    /// Streams the peer may open and reset before they are looked at.
+    pub max_pending_resets: usize,
+    /// Streams we may reset for the peer's errors in the life of a connection.
+    pub max_local_resets: usize,
+    /// How long a reset stream is remembered.
+    pub reset_memory: Duration,
+    /// Allowance for the overhead of small data frames.
+    pub data_frame_budget: usize,
+}
+
+/// How HTTP/2 is spoken with a client.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServerHttp2 {
+    /// What holds for both sides.
+    pub http2: Http2,
+    /// Streams a client may have open on one connection.
+    pub max_concurrent_streams: u32,
+}
+
+/// A set of interchangeable endpoints.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cluster {
+    /// What routes call it.
+    pub name: String,
+    /// Where its upstreams are; at least one.
+    pub endpoints: Vec<Address>,
+    /// What they speak.
+    pub protocol: Protocol,
+    /// How HTTP/2 is spoken with them.
+    pub http2: Http2,
+    /// Longest a dial may take, and longest a stream waits for a connection.
+    pub connect_timeout: Duration,
+    /// How connections are shared and kept.
+    pub pool: Pool,
+    /// How long an upstream may take none of the bytes that wait for it; zero is for ever.
+    pub stall: Duration,
+}
+
+/// What the endpoints of a cluster speak.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// HTTP/2 without TLS, as gRPC servers do.
+    #[default]
+    Http2,
+    /// HTTP/1.1, one stream on a connection at a time.
+    Http1,
+}
+
+/// How connections to upstreams are shared and kept.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pool {
+    /// Connections to one endpoint, for each worker.
+    pub max_connections: usize,
+    /// Streams on one HTTP/2 connection.
+    pub max_streams_per_connection: u32,
+    /// Streams that may wait for a connection, for each worker.
+    pub max_pending: usize,
+    /// Age at which a connection takes no new streams; zero is never.
+    pub max_connection_age: Duration,
+    /// How long a connection without streams is kept.
+    pub idle_timeout: Duration,
+}
+
+/// Which streams go where.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Route {
+    /// What metrics and logs call it; no other route has this name.
+    pub name: String,
+    /// What a stream must look like.
+    pub matches: Match,
+    /// Who takes the stream: at least one, and the weights are not all zero.
+    pub targets: Vec<Target>,
+    /// How long streams may take.
+    pub timeouts: RouteTimeouts,
+    /// What the stream passes, the outermost first; none is there twice.
+    pub filters: Vec<Filter>,
+}
+
+/// What a stream must look like: everything that is said must hold.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Match {
+    /// The path, without the query.
+    pub path: Option<PathMatch>,
+    /// The host the client asks for.
+    pub authority: Option<AuthorityMatch>,
+    /// Headers that must be there with just this value.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// What a path must be.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PathMatch {
+    /// Just this.
+    Exact(String),
+    /// Anything that begins with this.
+    Prefix(String),
+    /// `/service/method`, of a gRPC service.
+    Service {
+        /// The full name of the service.
+        service: String,
+        /// The name of the method; every method if absent.
+        method: Option<String>,
+    },
+}
+
+/// What an authority must be. In lower case, as host names are compared.
+#[derive(Clone, Debug, PartialEq)]
+pub enum AuthorityMatch {
+    /// Just this.
+    Exact(String),
+    /// Anything that ends with this: `.example.test`, from `*.example.test`.
+    Suffix(String),
+    /// Anything.
+    Any,
+}
+
+/// A cluster and its share of the streams.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Target {
+    /// Who takes the stream.
+    pub cluster: Arc<Cluster>,
+    /// In proportion to the weights of the other targets.
+    pub weight: u32,
+}
+
+/// How long the streams of a route may take.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RouteTimeouts {
+    /// How long bytes may wait while the far side takes none; zero is for ever.
+    pub stall: Duration,
+}
+
+/// Reads a file and the environment of the process.
+pub fn load(path: &Path) -> Result<Config, Faults> {
+    let name = path.display().to_string();
+    let text = std::fs::read_to_string(path).map_err(|error| faults::unreadable(&name, &error))?;
+    parse(&text, &name, &|variable| std::env::var(variable).ok())
+}
+
+/// Reads a text. `file_name` is what faults call it, `env` looks up environment variables.
+pub fn parse(
+    text: &str,
+    file_name: &str,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<Config, Faults> {
+    let mut faults = Faults::new(file_name, text);
+    let load::Document { mut value, places } = match load::read(text) {
+        Ok(document) => document,
+        Err(broken) => return Err(faults.broken(broken)),
+    };
+    faults.locate(places);
+    environment::fill(&mut value, "", env, &mut faults);
+    check::check(&raw_schema(), &mut value, &mut faults);
+    match serde_json::from_value(value) {
+        Ok(raw) => {
+            let config = resolve::resolve(raw, &mut faults);
+            faults.or(config)
+        }
+        // What the schema lets pass and the types do not: only our own mistake could be seen here.
+        Err(error) => Err(faults.unforeseen(&error)),
+    }
+}
+
+/// The JSON Schema of the file, for editors.
+pub fn schema() -> String {
+    format!("{:#}", raw_schema())
+}
+
+fn raw_schema() -> serde_json::Value {
+    schemars::schema_for!(raw::Config).to_value()
+}
+
+// === impl Config ===
+
+impl Config {
+    /// The file that would say all this in full, with every default spelled out and the token
+    /// hidden.
+    pub fn to_json(&self) -> serde_json::Value {
+        show::config(self)
+    }
+}
+
+// === impl Admin ===
+
+impl fmt::Debug for Admin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let token = self.token.as_ref().map(|_| "***");
+        f.debug_struct("Admin")
+            .field("address", &self.address)
+            .field("token", &token)
+            .finish()
+    }
+}
+
+// === the defaults; `raw` tells why ===
+
+impl Default for ListenerTimeouts {
+    fn default() -> Self {
+        Self {
+            preface: Duration::from_secs(10),
+            first_headers: Duration::from_secs(10),
+            stall: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Default for Http1 {
+    fn default() -> Self {
+        Self {
+            max_headers: 100,
+            max_header_bytes: 64 << 10,
+            keep_alive: Duration::from_secs(75),
+        }
+    }
+}
+
+impl Default for Http2 {
+    fn default() -> Self {
+        Self {
+            stream_window: 256 << 10,
+            connection_window: 4 << 20,
+            max_frame_size: 64 << 10,
+            max_header_list_size: 32 << 10,
+            max_headers: 128,
+            send_buffer: 64 << 10,
+            header_table_size: 4 << 10,
+            max_reset_streams: 1000,
+            max_pending_resets: 200,
+            max_local_resets: 100_000,
+            reset_memory: Duration::from_secs(5),
+            data_frame_budget: 2 << 20,
+        }
+    }
+}
+
+impl Default for ServerHttp2 {
+    fn default() -> Self {
+        Self {
+            http2: Http2::default(),
+            max_concurrent_streams: 1000,
+        }
+    }
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self {
+            max_connections: 64,
+            max_streams_per_connection: 100,
+            max_pending: 1024,
+            max_connection_age: Duration::ZERO,
+            idle_timeout: Duration::from_secs(90),
+        }
+    }
+}
+
+impl Default for RouteTimeouts {
+    fn default() -> Self {
+        Self {
+            stall: Duration::from_secs(60),
+        }
+    }
+}

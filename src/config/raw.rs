@@ -1,0 +1,376 @@
+//! The file as people write it. Each comment on a field is its line in the manual.
+//!
+//! These types are read twice: as a JSON Schema, which editors show and against which
+//! [`check`](super::check) finds every slip in a file at once, and by serde.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::Protocol;
+use super::units::{Count, Duration, Size};
+
+/// What Thalweg does, in one file: where it listens, where it forwards to, and which stream goes
+/// where.
+///
+/// Durations are written `250ms`, `5s`, `1m` or `1h`; sizes `64KiB`, `4MiB`, `1GiB` or in plain
+/// bytes. `${NAME}` and `${NAME:-default}` in a value are filled in from the environment.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "Thalweg")]
+pub(super) struct Config {
+    /// The port of the operator: metrics, health, this configuration as it was understood.
+    pub(super) admin: Option<Admin>,
+
+    /// Threads that carry streams. Default: one per core, since a worker never waits for another.
+    #[schemars(range(min = 1, max = 1024))]
+    pub(super) workers: Option<Count>,
+
+    /// How Thalweg stops.
+    pub(super) drain: Option<Drain>,
+
+    /// Where clients connect. At least one; each answers HTTP/1.1 and HTTP/2 on the same port.
+    #[schemars(length(min = 1))]
+    pub(super) listeners: Vec<Listener>,
+
+    /// The filters of every route that has none of its own, the outermost first. Default: none.
+    pub(super) filters: Option<Vec<FilterEntry>>,
+
+    /// Where streams are forwarded to: sets of interchangeable endpoints, by name.
+    pub(super) clusters: Option<BTreeMap<String, Cluster>>,
+
+    /// Which stream goes where. The first route in the list that matches takes the stream, so
+    /// put the narrow ones before the broad; a stream that none matches is refused.
+    pub(super) routes: Option<Vec<Route>>,
+}
+
+/// The port of the operator.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Admin {
+    /// Where the operator's port listens; `none` switches it off. Default `127.0.0.1:9901`, which
+    /// only this machine can reach. Any other than a loopback address needs a token.
+    pub(super) address: Option<String>,
+
+    /// The word that requests must carry as `authorization: Bearer TOKEN`. Default: none, as
+    /// befits a loopback address. Take it from the environment rather than write it here.
+    #[schemars(length(min = 1))]
+    pub(super) token: Option<String>,
+}
+
+/// How Thalweg stops.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Drain {
+    /// How long open streams may go on after the order to stop; `0s` cuts them at once. Default
+    /// `25s`, a little under the 30s after which orchestrators commonly kill.
+    pub(super) timeout: Option<Duration>,
+}
+
+/// A port for clients.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Listener {
+    /// What metrics and logs call it.
+    #[schemars(length(min = 1))]
+    pub(super) name: String,
+
+    /// `127.0.0.1:8080`, `"[::1]:8080"` (in quotes: brackets mean a list) or
+    /// `unix:/run/thalweg.sock`.
+    pub(super) address: String,
+
+    /// Connections open at once; further ones are closed on arrival. Default `10000`, which bounds
+    /// memory and stays below the usual limits on open files.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub(super) max_connections: Option<Count>,
+
+    /// How long clients may take.
+    pub(super) timeouts: Option<ListenerTimeouts>,
+
+    /// Limits for clients that speak HTTP/1.1.
+    pub(super) http1: Option<Http1>,
+
+    /// Limits for clients that speak HTTP/2.
+    pub(super) http2: Option<ServerHttp2>,
+}
+
+/// How long clients may take.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ListenerTimeouts {
+    /// Longest wait for the first bytes, which tell the protocol. Default `10s`: ample for any
+    /// network, and a silent connection costs a slot.
+    #[schemars(extend("minimum" = 1))]
+    pub(super) preface: Option<Duration>,
+
+    /// Longest wait from there to the headers of the first request; with HTTP/1.1, for the headers
+    /// of every request once begun. Default `10s`, against clients that trickle.
+    #[schemars(extend("minimum" = 1))]
+    pub(super) first_headers: Option<Duration>,
+
+    /// How long a connection may have bytes to send of which the client takes none; `0s` is for
+    /// ever. Default `60s`: a network that hiccups recovers sooner, a dead client never does.
+    pub(super) stall: Option<Duration>,
+}
+
+/// Limits for clients that speak HTTP/1.1.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Http1 {
+    /// Most headers in a request. Default `100`, several times what browsers send.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub(super) max_headers: Option<Count>,
+
+    /// Most bytes of all headers of a request together, and so the read buffer of a connection.
+    /// Default `64KiB`, room for large cookies and tokens.
+    #[schemars(range(min = 8192, max = 1_048_576))]
+    pub(super) max_header_bytes: Option<Size>,
+
+    /// How long an idle connection waits for its next request. Default `75s`, longer than the 60s
+    /// of common load balancers, so that they and not we close it.
+    #[schemars(extend("minimum" = 1))]
+    pub(super) keep_alive: Option<Duration>,
+}
+
+/// Limits for clients that speak HTTP/2.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ServerHttp2 {
+    /// Streams a client may have open on one connection. Default `1000`, room for a busy gRPC
+    /// client; together with the windows it bounds the memory of a connection.
+    #[schemars(range(min = 1, max = 2_147_483_647))]
+    pub(super) max_concurrent_streams: Option<Count>,
+
+    #[serde(flatten)]
+    pub(super) http2: Http2,
+}
+
+/// How HTTP/2 is spoken on one connection.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Http2 {
+    /// Bytes the peer may send ahead on one stream: the memory a stalled stream costs in that
+    /// direction. Default `256KiB`, full speed at 100 Mbit/s and 20 ms.
+    #[schemars(range(min = 1, max = 2_147_483_647))]
+    pub(super) stream_window: Option<Size>,
+
+    /// Bytes the peer may send ahead on all streams of a connection together. Default on a
+    /// listener `4MiB`, and never under four times `stream_window`, or a few stalled streams
+    /// would stop the others; in a cluster `stream_window` times `max_streams_per_connection`,
+    /// so that the stalled streams of one client cannot hold up those of strangers.
+    #[schemars(range(min = 65_535, max = 2_147_483_647))]
+    pub(super) connection_window: Option<Size>,
+
+    /// Largest frame the peer may send. Default `64KiB`: larger ones gain little, and each delays
+    /// the other streams of its connection.
+    #[schemars(range(min = 16_384, max = 1_048_576))]
+    pub(super) max_frame_size: Option<Size>,
+
+    /// Most bytes of the headers of one message, as HTTP/2 counts them. Default `32KiB`, twice the
+    /// hard limit of common gRPC libraries.
+    #[schemars(range(min = 1024, max = 1_048_576))]
+    pub(super) max_header_list_size: Option<Size>,
+
+    /// Most headers in one message. Default `128`: many tiny ones cost more than their bytes tell.
+    #[schemars(range(min = 8, max = 10_000))]
+    pub(super) max_headers: Option<Count>,
+
+    /// Bytes kept for one stream while the peer's socket takes none. Default `64KiB`: enough to
+    /// keep a socket busy, little enough for thousands of streams.
+    #[schemars(range(min = 16_384, max = 16_777_216))]
+    pub(super) send_buffer: Option<Size>,
+
+    /// Size of the table with which the peer compresses headers. Default `4KiB`, the protocol's
+    /// own; `0` forbids such a table.
+    #[schemars(range(min = 0, max = 1_048_576))]
+    pub(super) header_table_size: Option<Size>,
+
+    /// Reset streams remembered, so that frames still on their way are told from errors. Default
+    /// `1000`: a proxy resets streams all day.
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub(super) max_reset_streams: Option<Count>,
+
+    /// Streams the peer may open and reset before we look at them; beyond, the connection ends.
+    /// Default `200`: impatient clients stay below, a rapid reset attack does not.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub(super) max_pending_resets: Option<Count>,
+
+    /// Streams we may reset because of the peer's errors in the life of a connection; beyond, it
+    /// ends. Default `100000`, since connections to a proxy live long.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub(super) max_local_resets: Option<Count>,
+
+    /// How long a reset stream is remembered. Default `5s`, longer than any round trip.
+    #[schemars(extend("minimum" = 1))]
+    pub(super) reset_memory: Option<Duration>,
+
+    /// Allowance for the overhead of small data frames; beyond, the connection ends, as whoever
+    /// sends a byte a frame costs more than he says. Default half of `connection_window`.
+    #[schemars(range(min = 1, max = 2_147_483_647))]
+    pub(super) data_frame_budget: Option<Size>,
+}
+
+/// A set of interchangeable endpoints.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Cluster {
+    /// Addresses of the upstreams: `127.0.0.1:50051`, `"[::1]:50051"` or `unix:/run/x.sock`. IP
+    /// addresses only, and `localhost`, which is `127.0.0.1`.
+    #[schemars(length(min = 1))]
+    pub(super) endpoints: Vec<String>,
+
+    /// What the endpoints speak. Default `http2`, without TLS, as gRPC servers do.
+    pub(super) protocol: Option<Protocol>,
+
+    /// How HTTP/2 is spoken with the endpoints.
+    pub(super) http2: Option<Http2>,
+
+    /// Longest a dial may take, and longest a stream waits for a connection. Default `2s`: one
+    /// lost packet is made good in that time.
+    #[schemars(extend("minimum" = 1))]
+    pub(super) connect_timeout: Option<Duration>,
+
+    /// How connections are shared and kept.
+    pub(super) pool: Option<Pool>,
+
+    /// How long a connection may have bytes to send of which the upstream takes none; `0s` is for
+    /// ever. Default `60s`, as for clients.
+    pub(super) stall: Option<Duration>,
+}
+
+/// How connections to upstreams are shared and kept.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Pool {
+    /// Connections to one endpoint, for each worker. Default `64`: with a hundred streams on each,
+    /// an endpoint has long had enough.
+    #[schemars(range(min = 1, max = 65_535))]
+    pub(super) max_connections: Option<Count>,
+
+    /// Streams on one HTTP/2 connection, and fewer if the upstream says so. Default `100`, the
+    /// number that servers commonly grant.
+    #[schemars(range(min = 1, max = 2_147_483_647))]
+    pub(super) max_streams_per_connection: Option<Count>,
+
+    /// Streams that may wait for a connection, for each worker; further ones are refused at once.
+    /// Default `1024`. `0` lets none wait, not even for the first connection.
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub(super) max_pending: Option<Count>,
+
+    /// Age at which a connection takes no new streams and ends with its last one; `0s` is never.
+    /// Default `0s`: only load balancers that spread connections need it.
+    pub(super) max_connection_age: Option<Duration>,
+
+    /// How long a connection without streams is kept. Default `90s`, longer than most pauses.
+    #[schemars(extend("minimum" = 1))]
+    pub(super) idle_timeout: Option<Duration>,
+}
+
+/// Which streams go where.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Route {
+    /// What metrics and logs call it.
+    #[schemars(length(min = 1))]
+    pub(super) name: String,
+
+    /// What a stream must look like: all that is said here must hold. Default: any stream.
+    #[serde(rename = "match")]
+    pub(super) matches: Option<Match>,
+
+    /// The cluster that takes the streams. Either this or `clusters`.
+    pub(super) cluster: Option<String>,
+
+    /// Several clusters that share the streams by weight. Either this or `cluster`.
+    #[schemars(length(min = 1))]
+    pub(super) clusters: Option<Vec<WeightedCluster>>,
+
+    /// How long streams may take.
+    pub(super) timeouts: Option<RouteTimeouts>,
+
+    /// The filters of this route, the outermost first, in place of the default ones; `[]` for
+    /// none.
+    pub(super) filters: Option<Vec<FilterEntry>>,
+}
+
+/// What a stream must look like. At most one of `path`, `path_prefix` and `grpc`.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Match {
+    /// The whole path, without the query: `/status`.
+    pub(super) path: Option<String>,
+
+    /// How the path begins: `/helloworld.Greeter/`. `/` is every path.
+    pub(super) path_prefix: Option<String>,
+
+    /// A gRPC service, or one method of it.
+    pub(super) grpc: Option<Grpc>,
+
+    /// The host the client asks for: `api.example.test`, `"*.example.test"` for any host below it,
+    /// or `"*"` (in quotes: a bare star means something else). Default: any.
+    #[schemars(length(min = 1))]
+    pub(super) authority: Option<String>,
+
+    /// Headers that must be there with just this value. Default: none.
+    pub(super) headers: Option<BTreeMap<String, String>>,
+}
+
+/// A gRPC service, or one method of it.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Grpc {
+    /// The full name of the service: `helloworld.Greeter`.
+    #[schemars(length(min = 1))]
+    pub(super) service: String,
+
+    /// The name of the method: `SayHello`. Default: every method.
+    #[schemars(length(min = 1))]
+    pub(super) method: Option<String>,
+}
+
+/// A cluster and its share of the streams.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WeightedCluster {
+    /// The name of the cluster.
+    pub(super) name: String,
+
+    /// Its share, in proportion to the other weights. `0` sends it nothing.
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub(super) weight: Count,
+}
+
+/// How long streams may take.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RouteTimeouts {
+    /// How long bytes of a stream may wait while the far side takes none; `0s` is for ever.
+    /// Default `60s`. A stream on which nobody speaks is not stalled and may last for ever.
+    pub(super) stall: Option<Duration>,
+}
+
+/// A filter by its bare name, or a map of its name to its settings.
+#[derive(Deserialize)]
+#[serde(transparent)]
+pub(super) struct FilterEntry(pub(super) Value);
+
+impl JsonSchema for FilterEntry {
+    fn schema_name() -> Cow<'static, str> {
+        "Filter".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let filter = thalweg_filters::chain::Filter::json_schema(generator);
+        let variants = filter.get("oneOf").and_then(Value::as_array);
+        let names: Vec<&String> = (variants.into_iter().flatten())
+            .filter_map(|variant| variant["properties"].as_object()?.keys().next())
+            .collect();
+        json_schema!({
+            "description": "A filter by its bare name, or a map of its name to its settings.",
+            "anyOf": [{"type": "string", "enum": names}, filter],
+        })
+    }
+}

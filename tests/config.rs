@@ -1,0 +1,434 @@
+//! What the configuration file says, and what is said about one that is wrong.
+//!
+//! Each message is compared with a file in `tests/golden`. To accept new wording, run the tests
+//! with `REWRITE_GOLDEN=1` and read the difference.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::Value;
+use thalweg::config::{self, Address, AuthorityMatch, Config, Faults, PathMatch, Protocol};
+
+const MINIMAL: &str = "listeners: [{name: plain, address: 127.0.0.1:8080}]\n";
+
+fn env(name: &str) -> Option<String> {
+    match name {
+        "PORT" => Some("9000".into()),
+        "STREAMS" => Some("7".into()),
+        "TOKEN" => Some("12345".into()),
+        _ => None,
+    }
+}
+
+fn parse(text: &str) -> Result<Config, Faults> {
+    config::parse(text, "config.yaml", &env)
+}
+
+fn accepted(text: &str) -> Config {
+    parse(text).unwrap_or_else(|faults| panic!("{faults}"))
+}
+
+/// Compares the faults of a text with a golden file; says how many there are.
+fn refused(name: &str, text: &str) -> usize {
+    let faults = parse(text).expect_err("the text should be refused");
+    assert_golden(name, &faults.to_string());
+    faults.len()
+}
+
+fn assert_golden(name: &str, actual: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(format!("{name}.txt"));
+    let actual = format!("{actual}\n");
+    if std::env::var_os("REWRITE_GOLDEN").is_some() {
+        fs::write(&path, &actual).unwrap();
+    }
+    let expected = fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(actual, expected, "{}", path.display());
+}
+
+/// A sound file with one route, whose lines are given.
+fn with_route(lines: &str) -> String {
+    let lines = lines.replace('\n', "\n    ");
+    format!(
+        "{MINIMAL}clusters:\n  greeter: {{endpoints: [127.0.0.1:1]}}\n  web: {{endpoints: \
+         [127.0.0.1:2]}}\nroutes:\n  - name: it\n    {lines}\n"
+    )
+}
+
+// === the shipped file ===
+
+fn shipped() -> (PathBuf, String) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config.yaml");
+    let text = fs::read_to_string(&path).unwrap();
+    (path, text)
+}
+
+#[test]
+fn shipped_file_loads() {
+    let (path, _) = shipped();
+
+    let config = config::load(&path).unwrap_or_else(|faults| panic!("{faults}"));
+
+    assert_eq!(config.listeners[0].address.to_string(), "127.0.0.1:8080");
+    assert_eq!(config.admin.unwrap().address.to_string(), "127.0.0.1:9901");
+    let names: Vec<&str> = config.clusters.iter().map(|it| &*it.name).collect();
+    assert_eq!(names, ["greeter", "web"]);
+    assert_eq!(config.clusters[1].protocol, Protocol::Http1);
+    assert_eq!(config.routes[0].targets[0].cluster, config.clusters[0]);
+}
+
+/// Else the file would teach wrong defaults.
+#[test]
+fn shipped_file_shows_the_defaults() {
+    let bare = "
+        listeners: [{name: plain, address: 127.0.0.1:8080}]
+        filters: [metrics]
+        clusters:
+          greeter: {endpoints: [127.0.0.1:50051]}
+          web: {endpoints: [127.0.0.1:8000], protocol: http1}
+        routes:
+          - {name: greeter, match: {path_prefix: /helloworld.Greeter/}, cluster: greeter}
+          - {name: web, match: {path_prefix: /}, cluster: web}
+    ";
+
+    assert_eq!(accepted(&shipped().1), accepted(bare));
+}
+
+#[test]
+fn shipped_file_mentions_every_key() {
+    let schema: Value = serde_json::from_str(&config::schema()).unwrap();
+    let (_, text) = shipped();
+
+    let mut keys = Vec::new();
+    each_schema(&schema, &mut |schema| {
+        let properties = schema["properties"].as_object().into_iter().flatten();
+        keys.extend(properties.map(|(key, _)| key.clone()));
+    });
+
+    assert!(keys.len() > 60, "the schema was walked in full");
+    for key in keys {
+        let word = format!("{key}:");
+        let mut lines = text
+            .lines()
+            .map(|line| line.trim_start_matches(['#', '-', ' ']));
+        let within = |at: &str| text.contains(&format!("{at}{word}"));
+        assert!(
+            lines.any(|line| line.starts_with(&word)) || within("{") || within(", "),
+            "config.yaml does not mention `{key}`",
+        );
+    }
+}
+
+#[test]
+fn every_key_is_described_and_every_number_has_its_range() {
+    let schema: Value = serde_json::from_str(&config::schema()).unwrap();
+
+    each_schema(&schema, &mut |schema| {
+        for (key, property) in schema["properties"].as_object().into_iter().flatten() {
+            // A bare reference is a variant, which is described one level up.
+            let described = property.get("description").or(property.get("$ref"));
+            assert!(described.is_some(), "`{key}` is not described");
+            if matches!(property["format"].as_str(), Some("size" | "count")) {
+                assert!(property["minimum"].is_u64(), "`{key}` has no minimum");
+                assert!(
+                    property["maximum"].as_u64() < Some(1 << 31),
+                    "`{key}` has no maximum"
+                );
+            }
+        }
+    });
+}
+
+fn each_schema(schema: &Value, visit: &mut dyn FnMut(&Value)) {
+    match schema {
+        Value::Object(entries) => {
+            visit(schema);
+            entries
+                .values()
+                .for_each(|schema| each_schema(schema, visit));
+        }
+        Value::Array(items) => items.iter().for_each(|schema| each_schema(schema, visit)),
+        _ => {}
+    }
+}
+
+// === what is accepted ===
+
+#[test]
+fn one_listener_is_enough() {
+    let config = accepted(MINIMAL);
+
+    assert!(config.workers >= 1);
+    assert_eq!(config.drain_timeout, Duration::from_secs(25));
+    assert_eq!(config.listeners[0].max_connections, 10_000);
+    assert!(config.routes.is_empty());
+}
+
+#[test]
+fn upstream_connections_hold_the_windows_of_all_their_streams() {
+    let config = accepted(&format!(
+        "{MINIMAL}clusters:\n  a: {{endpoints: [unix:/a], http2: {{stream_window: 1MiB}}, pool: \
+         {{max_streams_per_connection: 10}}}}"
+    ));
+
+    let http2 = &config.clusters[0].http2;
+    assert_eq!(http2.connection_window, 10 << 20);
+    assert_eq!(http2.data_frame_budget, 5 << 20);
+    assert_eq!(config.clusters[0].endpoints, [Address::Unix("/a".into())]);
+}
+
+#[test]
+fn wide_stream_windows_widen_the_connection() {
+    let text = MINIMAL.replace("8080}", "8080, http2: {stream_window: 2MiB}}");
+
+    assert_eq!(
+        accepted(&text).listeners[0].http2.http2.connection_window,
+        8 << 20
+    );
+}
+
+#[test]
+fn matches_are_read() {
+    let text = with_route(
+        "match: {grpc: {service: a.B, method: C}, authority: \"*.Example.test\", headers: {X-Y: z}}
+         clusters: [{name: greeter, weight: 80}, {name: web, weight: 20}]
+         filters: [metrics: {}]",
+    );
+    let route = &accepted(&text.replace("\n             ", "\n    ")).routes[0];
+
+    let service = PathMatch::Service {
+        service: "a.B".into(),
+        method: Some("C".into()),
+    };
+    assert_eq!(route.matches.path, Some(service));
+    let suffix = AuthorityMatch::Suffix(".example.test".into());
+    assert_eq!(route.matches.authority, Some(suffix));
+    assert_eq!(route.matches.headers[0].0, "x-y");
+    let weights: Vec<u32> = route.targets.iter().map(|target| target.weight).collect();
+    assert_eq!(weights, [80, 20]);
+    assert_eq!(route.filters[0].name(), "metrics");
+}
+
+#[test]
+fn routes_take_the_default_filters_unless_they_have_their_own() {
+    let text = "
+        listeners: [{name: plain, address: unix:/x}]
+        filters: [metrics]
+        clusters: {a: {endpoints: [unix:/a]}}
+        routes: [{name: default, cluster: a}, {name: none, cluster: a, filters: []}]
+    ";
+    let config = accepted(text);
+
+    assert_eq!(config.routes[0].filters.len(), 1);
+    assert!(config.routes[1].filters.is_empty());
+}
+
+#[test]
+fn environment_fills_values_quoted_or_not() {
+    let text = "
+        admin: {token: \"${TOKEN}\"}
+        listeners:
+          - name: '${NAME:-plain}'
+            address: 127.0.0.1:${PORT}
+            http2:
+              max_concurrent_streams: ${STREAMS}
+              stream_window: ${WINDOW:-64KiB}
+    ";
+    let config = accepted(text);
+
+    let listener = &config.listeners[0];
+    assert_eq!(config.admin.unwrap().token.as_deref(), Some("12345"));
+    assert_eq!(listener.name, "plain");
+    assert_eq!(listener.address.to_string(), "127.0.0.1:9000");
+    assert_eq!(listener.http2.max_concurrent_streams, 7);
+    assert_eq!(listener.http2.http2.stream_window, 64 << 10);
+}
+
+#[test]
+fn admin_can_be_switched_off() {
+    assert!(accepted(&format!("admin: null\n{MINIMAL}")).admin.is_some());
+    assert!(
+        accepted(&format!("admin: {{address: none}}\n{MINIMAL}"))
+            .admin
+            .is_none()
+    );
+}
+
+#[test]
+fn json_is_yaml_too() {
+    let json = r#"{"listeners": [{"name": "plain", "address": "127.0.0.1:8080"}]}"#;
+
+    assert_eq!(accepted(json), accepted(MINIMAL));
+}
+
+// === what is shown ===
+
+#[test]
+fn what_is_shown_loads_back() {
+    let text = with_route(
+        "match: {path: /a, authority: \"*\", headers: {x-a: b}}\nclusters: [{name: web, weight: 3}]",
+    );
+    for text in [
+        &text,
+        &shipped().1,
+        &format!("admin: {{address: none}}\n{MINIMAL}"),
+    ] {
+        let config = accepted(text);
+        assert_eq!(accepted(&config.to_json().to_string()), config);
+    }
+}
+
+#[test]
+fn secrets_are_not_shown() {
+    let config = accepted(&format!("admin: {{token: hush}}\n{MINIMAL}"));
+
+    assert!(!format!("{config:?}").contains("hush"));
+    assert!(!config.to_json().to_string().contains("hush"));
+}
+
+// === what is refused, and in which words ===
+
+#[test]
+fn faults_of_every_kind_are_told_at_once_in_the_order_of_lines() {
+    let text = "\
+admin:
+  adress: 0.0.0.0:9901
+listeners:
+  - name: plain
+    address: localhost
+    timeouts: {stall: 5}
+  - name: plain
+    address: 127.0.0.1:${NO_SUCH_PORT}
+    tls: {}
+clusters:
+  greeter:
+    endpoints: 127.0.0.1:50051
+    http2: {max_frame_size: 2MiB}
+routes:
+  - name: greeter
+    match: {path_prefix: helloworld.Greeter}
+    cluster: greter
+  - cluster: greeter
+    filters: [metric]
+";
+    assert_eq!(refused("all_at_once", text), 12);
+}
+
+#[test]
+fn one_mistake_is_told_once() {
+    let typo = "listeners: [{name: a, adress: unix:/a}]";
+    assert_eq!(
+        parse(typo).unwrap_err().len(),
+        1,
+        "the key is not also missing"
+    );
+
+    let list = format!("{MINIMAL}clusters: []\nroutes: [{{name: a, cluster: b}}]");
+    assert_eq!(
+        parse(&list).unwrap_err().len(),
+        1,
+        "the cluster is not also unknown"
+    );
+
+    let item = "listeners: [5, {name: a, address: unix:/a}]";
+    assert_eq!(
+        parse(item).unwrap_err().len(),
+        1,
+        "the name is not also missing"
+    );
+}
+
+#[test]
+fn missing_file() {
+    let faults = config::load(Path::new("no/such/config.yaml")).unwrap_err();
+
+    assert_golden("missing_file", &faults.to_string());
+}
+
+/// One test for each fault: its name, which is that of the golden file, and the text.
+macro_rules! refused {
+    ($($name:ident: $text:expr;)*) => {$(
+        #[test]
+        fn $name() {
+            refused(stringify!($name), $text);
+        }
+    )*};
+}
+
+refused! {
+    // The file as such.
+    syntax: "listeners:\n  - name: plain\n    address: [::1]:8080\n";
+    bare_star: &with_route("match: {authority: *.example.test}\ncluster: web");
+    key_twice: "admin:\n  address: none\n  address: none\n";
+    two_documents: "admin: {}\n---\nadmin: {}\n";
+    empty_file: "";
+
+    // Keys, kinds and ranges.
+    unknown_key: "listeners:\n  - name: plain\n    adress: 127.0.0.1:8080\n";
+    unknown_key_unlike_any: &format!("{MINIMAL}component_sockets: /tmp\n");
+    missing_key: "listeners:\n  - name: plain\n";
+    no_listeners: "listeners: []\n";
+    empty_name: "listeners:\n  - name: ''\n    address: unix:/x\n";
+    text_instead_of_list: &format!("{MINIMAL}clusters:\n  a:\n    endpoints: unix:/a\n");
+    number_instead_of_text: "listeners:\n  - name: 5\n    address: unix:/x\n";
+    nothing_instead_of_map: &format!("{MINIMAL}clusters:\n  greeter:\n");
+    bad_duration: &format!("{MINIMAL}drain:\n  timeout: 5\n");
+    bad_size: &MINIMAL.replace("8080}", "8080, http2: {stream_window: 64KB}}");
+    bad_number: &format!("{MINIMAL}workers: two\n");
+    size_out_of_range: &MINIMAL.replace("8080}", "8080, http2: {max_frame_size: 2MiB}}");
+    zero_connections: &MINIMAL.replace("8080}", "8080, max_connections: 0}");
+    zero_duration: &MINIMAL.replace("8080}", "8080, timeouts: {preface: 0s}}");
+    unknown_protocol: &format!("{MINIMAL}clusters:\n  a: {{endpoints: [unix:/a], protocol: h2}}\n");
+
+    // The environment.
+    variable_not_set: "listeners:\n  - name: plain\n    address: \"127.0.0.1:${NONE}\"\n";
+    variable_not_closed: "listeners:\n  - name: ${NONE\n    address: unix:/x\n";
+
+    // Addresses.
+    address_without_port: "listeners:\n  - name: plain\n    address: 127.0.0.1\n";
+    host_name: &format!("{MINIMAL}clusters:\n  a:\n    endpoints: [greeter.svc:50051]\n");
+    endpoint_port_zero: &format!("{MINIMAL}clusters:\n  a:\n    endpoints: [127.0.0.1:0]\n");
+    admin_without_token: &format!("admin:\n  address: 0.0.0.0:9901\n{MINIMAL}");
+    admin_on_socket: &format!("admin:\n  address: unix:/x\n{MINIMAL}");
+    address_taken: "listeners:\n  - {name: a, address: unix:/x}\n  - {name: b, address: unix:/x}\n";
+    address_of_admin: "listeners:\n  - name: plain\n    address: 127.0.0.1:9901\n";
+
+    // Names.
+    listener_name_taken:
+        "listeners:\n  - {name: a, address: unix:/x}\n  - {name: a, address: unix:/y}\n";
+    route_name_taken: &with_route("cluster: web").replace(
+        "routes:\n",
+        "routes:\n  - name: it\n    cluster: greeter\n",
+    );
+    unknown_cluster: &with_route("cluster: greter");
+    no_clusters: &format!("{MINIMAL}routes: [{{name: a, cluster: b}}]\n");
+
+    // Windows.
+    narrow_connection:
+        &MINIMAL.replace("8080}", "8080, http2: {stream_window: 4MiB, connection_window: 8MiB}}");
+    wide_streams: &format!(
+        "{MINIMAL}clusters:\n  a:\n    endpoints: [unix:/a]\n    http2: {{stream_window: 64MiB}}\n"
+    );
+
+    // Routes.
+    cluster_and_clusters: &with_route("cluster: web\nclusters: [{name: web, weight: 1}]");
+    no_cluster: &with_route("match: {path: /}");
+    no_endpoints: &format!("{MINIMAL}clusters:\n  a: {{endpoints: []}}\n");
+    zero_weights: &with_route("clusters: [{name: web, weight: 0}, {name: greeter, weight: 0}]");
+    path_without_slash: &with_route("match: {path: status}\ncluster: web");
+    path_with_query: &with_route("match: {path: /status?verbose}\ncluster: web");
+    two_paths: &with_route("match: {path: /a, path_prefix: /b}\ncluster: web");
+    service_is_a_path: &with_route("match: {grpc: {service: /a.B/C}}\ncluster: web");
+    stray_star: &with_route("match: {authority: \"api.*.test\"}\ncluster: web");
+    bad_header_name: &with_route("match: {headers: {\"x tenant\": blue}}\ncluster: web");
+    pseudo_header: &with_route("match: {headers: {\":authority\": blue}}\ncluster: web");
+    bad_header_value: &with_route("match: {headers: {x-tenant: \"a\\nb\"}}\ncluster: web");
+
+    // Filters.
+    unknown_filter: &with_route("cluster: web\nfilters: [metric]");
+    unknown_filter_in_map: &with_route("cluster: web\nfilters: [{metric: {}}]");
+    unknown_key_in_filter: &with_route("cluster: web\nfilters: [{metrics: {bucket: 1}}]");
+    filter_twice: &with_route("cluster: web\nfilters: [metrics, {metrics: {}}]");
+}
