@@ -1,0 +1,195 @@
+//! The admin endpoints, on a thread of their own, so that a scrape never delays a stream.
+//!
+//! | path | answer |
+//! |---|---|
+//! | `/livez` | 200 while the process runs |
+//! | `/readyz` | 200 while it takes new streams, 503 once it drains |
+//! | `/metrics` | all counters, as Prometheus reads them |
+//! | `/config` | the configuration as it was resolved, secrets hidden |
+//!
+//! With a token in the configuration, all but the two probes want it as `Authorization: Bearer TOKEN`.
+
+use std::{
+    convert::Infallible,
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::{
+    body::{Bytes, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::{encoding::text, registry::Registry};
+use tokio::{
+    runtime::{Builder, LocalOptions},
+    sync::{Semaphore, watch},
+};
+
+use crate::{
+    config::{Admin, Config},
+    telemetry::Telemetry,
+};
+
+/// More than an operator and his scrapers need.
+const MAX_CONNECTIONS: usize = 256;
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+const RETRY_ACCEPT: Duration = Duration::from_millis(100);
+
+struct Endpoints {
+    registry: Registry,
+    config: String,
+    token: Option<String>,
+    drain: watch::Receiver<bool>,
+}
+
+/// Binds the address and serves it for as long as the process lives.
+pub(crate) fn start(
+    settings: &Admin,
+    config: &Config,
+    telemetry: Arc<Telemetry>,
+    drain: watch::Receiver<bool>,
+) -> io::Result<SocketAddr> {
+    let listener = TcpListener::bind(settings.address)?;
+    listener.set_nonblocking(true)?;
+    let address = listener.local_addr()?;
+    let endpoints = Endpoints {
+        registry: telemetry.registry(),
+        config: format!("{:#}\n", config.to_json()),
+        token: settings.token.clone(),
+        drain,
+    };
+    thread::Builder::new().name("admin".into()).spawn(
+        move || match Builder::new_current_thread()
+            .enable_all()
+            .build_local(LocalOptions::default())
+        {
+            Ok(runtime) => runtime.block_on(serve(listener, Arc::new(endpoints))),
+            Err(error) => tracing::error!(%error, "the admin endpoints could not start"),
+        },
+    )?;
+    Ok(address)
+}
+
+async fn serve(listener: TcpListener, endpoints: Arc<Endpoints>) {
+    let listener = match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "the admin endpoints could not start"),
+    };
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let permit = Arc::clone(&permits)
+            .acquire_owned()
+            .await
+            .expect("the semaphore is never closed");
+        let socket = match listener.accept().await {
+            Ok((socket, _)) => socket,
+            Err(error) => {
+                tracing::warn!(%error, "an accept failed on the admin address; trying again");
+                tokio::time::sleep(RETRY_ACCEPT).await;
+                continue;
+            }
+        };
+        let endpoints = Arc::clone(&endpoints);
+        tokio::task::spawn_local(async move {
+            let _permit = permit;
+            let service = service_fn(|request: Request<Incoming>| {
+                let answer = endpoints.answer(&request);
+                async move { Ok::<_, Infallible>(answer) }
+            });
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_TIMEOUT)
+                .serve_connection(TokioIo::new(socket), service);
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "admin connection ended");
+            }
+        });
+    }
+}
+
+impl Endpoints {
+    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        const TEXT: &str = "text/plain; charset=utf-8";
+        let path = request.uri().path();
+        let probe = matches!(path, "/livez" | "/readyz");
+        if !probe && !self.is_allowed(request) {
+            let hint =
+                "this address wants the header `Authorization: Bearer TOKEN` (admin.token)\n";
+            return answer(StatusCode::UNAUTHORIZED, TEXT, hint);
+        }
+        if request.method() != Method::GET && request.method() != Method::HEAD {
+            return answer(
+                StatusCode::METHOD_NOT_ALLOWED,
+                TEXT,
+                "only GET is served here\n",
+            );
+        }
+        match path {
+            "/livez" => answer(StatusCode::OK, TEXT, "alive\n"),
+            "/readyz" if *self.drain.borrow() => {
+                answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, "draining\n")
+            }
+            "/readyz" => answer(StatusCode::OK, TEXT, "ready\n"),
+            "/metrics" => {
+                let mut metrics = String::new();
+                match text::encode(&mut metrics, &self.registry) {
+                    Ok(()) => answer(
+                        StatusCode::OK,
+                        "application/openmetrics-text; version=1.0.0; charset=utf-8",
+                        metrics,
+                    ),
+                    Err(_) => answer(
+                        StatusCode::INTERNAL_SERVER_ERROR,
+                        TEXT,
+                        "the metrics could not be printed\n",
+                    ),
+                }
+            }
+            "/config" => answer(StatusCode::OK, "application/json", self.config.clone()),
+            _ => answer(
+                StatusCode::NOT_FOUND,
+                TEXT,
+                "there are /livez, /readyz, /metrics and /config\n",
+            ),
+        }
+    }
+
+    fn is_allowed(&self, request: &Request<Incoming>) -> bool {
+        let Some(token) = &self.token else {
+            return true;
+        };
+        let given = request
+            .headers()
+            .get(header::AUTHORIZATION)
+            .map_or(&b""[..], |value| value.as_bytes());
+        let given = given.strip_prefix(b"Bearer ").unwrap_or_default();
+        // Every byte is compared, so that the time tells nothing of the place of the first difference.
+        given.len() == token.len()
+            && given
+                .iter()
+                .zip(token.as_bytes())
+                .fold(0, |differs, (a, b)| differs | (a ^ b))
+                == 0
+    }
+}
+
+fn answer(
+    status: StatusCode,
+    content_type: &'static str,
+    body: impl Into<Bytes>,
+) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static(content_type),
+    );
+    response
+}

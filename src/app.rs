@@ -1,0 +1,139 @@
+//! Puts the proxy together, starts it, and ends it.
+//!
+//! Everything is bound before anything runs, so that a port in use is told before a single connection is taken, and so that
+//! whoever asked for port 0 can read the real one.
+
+use std::{fmt, io, net::SocketAddr, sync::Arc};
+
+use tokio::{sync::watch, task::JoinSet};
+
+use crate::{
+    admin,
+    config::{Address, Config},
+    listener::Listener,
+    serve::Front,
+    telemetry::Telemetry,
+    worker::{self, Handle},
+};
+
+/// A running proxy.
+#[derive(Debug)]
+pub struct App {
+    /// The listeners' names and the addresses that they are bound to, in the order of the configuration.
+    pub listeners: Vec<(String, Address)>,
+    /// Where the admin endpoints are.
+    pub admin: Option<SocketAddr>,
+    workers: Arc<Vec<Handle>>,
+    accepting: JoinSet<()>,
+    drain: watch::Sender<bool>,
+}
+
+/// What kept the proxy from starting.
+#[derive(Debug)]
+pub struct StartError {
+    what: String,
+    source: io::Error,
+}
+
+impl App {
+    /// Binds every address and starts to serve.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let telemetry = Arc::<Telemetry>::default();
+        let config = Arc::new(config);
+        let (drain, drains) = watch::channel(false);
+
+        let mut listeners = Vec::new();
+        for settings in &config.listeners {
+            let stats = telemetry.process.listener(&settings.name);
+            let front = Arc::new(Front {
+                settings: settings.clone(),
+                stats,
+            });
+            let what = || {
+                format!(
+                    "listener {}: cannot listen on {}",
+                    settings.name, settings.address
+                )
+            };
+            listeners.push(Listener::bind(front).await.map_err(|source| StartError {
+                what: what(),
+                source,
+            })?);
+        }
+        let mut addresses = Vec::new();
+        for (settings, listener) in config.listeners.iter().zip(&listeners) {
+            let address = listener.address().map_err(|source| StartError {
+                what: settings.name.clone(),
+                source,
+            })?;
+            addresses.push((settings.name.clone(), address));
+        }
+        let admin = match &config.admin {
+            Some(settings) => {
+                let what = || format!("admin: cannot listen on {}", settings.address);
+                let started =
+                    admin::start(settings, &config, Arc::clone(&telemetry), drains.clone());
+                Some(started.map_err(|source| StartError {
+                    what: what(),
+                    source,
+                })?)
+            }
+            None => None,
+        };
+        let workers: Vec<Handle> = (0..config.workers)
+            .map(|index| {
+                worker::start(
+                    format!("worker-{index}"),
+                    Arc::clone(&config),
+                    &telemetry,
+                    drains.clone(),
+                )
+            })
+            .collect::<io::Result<_>>()
+            .map_err(|source| StartError {
+                what: "cannot start a worker".into(),
+                source,
+            })?;
+        let workers = Arc::new(workers);
+        let mut accepting = JoinSet::new();
+        for listener in listeners {
+            accepting.spawn(listener.run(Arc::clone(&workers), drains.clone()));
+        }
+        Ok(Self {
+            listeners: addresses,
+            admin,
+            workers,
+            accepting,
+            drain,
+        })
+    }
+
+    /// Stops accepting, lets the streams end for as long as `drain.timeout` allows, and returns when all is closed.
+    pub async fn drain(mut self) {
+        self.drain.send_replace(true);
+        while self.accepting.join_next().await.is_some() {}
+        let Ok(workers) = Arc::try_unwrap(self.workers) else {
+            return;
+        };
+        let joined =
+            tokio::task::spawn_blocking(move || workers.into_iter().for_each(Handle::join));
+        let _ = joined.await;
+    }
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.what, self.source)?;
+        match self.source.kind() {
+            io::ErrorKind::AddrInUse => {
+                f.write_str("\nanother process listens there: stop it, or choose another address in the configuration")
+            }
+            io::ErrorKind::PermissionDenied => {
+                f.write_str("\nports below 1024 need the capability CAP_NET_BIND_SERVICE; or choose a higher one")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}

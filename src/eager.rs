@@ -1,0 +1,117 @@
+//! Reads a body ahead of a sink that reads when it pleases.
+//!
+//! hyper asks for the next chunk of a body when it has room to write, and leaves an HTTP/2 stream unread until then. But a
+//! stream that is left unread is one whose small frames pile up until the connection closes itself. So a task of its own
+//! reads all that comes into a [`Stage`], which the stream's window bounds, and the sink reads from there.
+
+use std::{
+    cell::RefCell,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, Waker},
+};
+
+use http::HeaderMap;
+use http_body::{Body as _, Frame, SizeHint};
+use thalweg_filters::{Body, Chunk, Error};
+use tokio::task::{JoinHandle, spawn_local};
+
+use crate::stage::Stage;
+
+/// The most that is handed to the sink at once.
+const PIECE: usize = 64 * 1024;
+
+struct Eager {
+    queue: Rc<RefCell<Queue>>,
+    reading: JoinHandle<()>,
+    size_hint: SizeHint,
+    taken: u64,
+}
+
+#[derive(Default)]
+struct Queue {
+    staged: Stage,
+    end: Option<Result<Option<HeaderMap>, Error>>,
+    sink: Option<Waker>,
+}
+
+/// The same body, read ahead.
+pub(crate) fn eager(body: Body) -> Body {
+    if body.is_end_stream() {
+        return body;
+    }
+    let queue = Rc::<RefCell<Queue>>::default();
+    let size_hint = body.size_hint();
+    let reading = spawn_local(read(body, Rc::clone(&queue)));
+    Body::new(Eager {
+        queue,
+        reading,
+        size_hint,
+        taken: 0,
+    })
+}
+
+async fn read(mut body: Body, queue: Rc<RefCell<Queue>>) {
+    let mut ended = false;
+    while !ended {
+        let frame = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
+        let mut queue = queue.borrow_mut();
+        match frame.map(|frame| frame.map(Frame::into_data)) {
+            Some(Ok(Ok(chunk))) => queue.staged.push(chunk),
+            Some(Ok(Err(trailers))) => queue.end = Some(Ok(trailers.into_trailers().ok())),
+            Some(Err(error)) => queue.end = Some(Err(error)),
+            None => queue.end = Some(Ok(None)),
+        }
+        ended = queue.end.is_some();
+        if let Some(sink) = queue.sink.take() {
+            sink.wake();
+        }
+    }
+}
+
+impl http_body::Body for Eager {
+    type Data = Chunk;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Chunk>, Error>>> {
+        let this = &mut *self;
+        let mut queue = this.queue.borrow_mut();
+        if !queue.staged.is_empty() {
+            let piece = queue.staged.pop(PIECE);
+            this.taken += piece.len() as u64;
+            return Poll::Ready(Some(Ok(Frame::data(piece))));
+        }
+        match queue.end.replace(Ok(None)) {
+            Some(Ok(trailers)) => {
+                Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
+            }
+            Some(Err(error)) => Poll::Ready(Some(Err(error))),
+            None => {
+                queue.end = None;
+                queue.sink = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let queue = self.queue.borrow();
+        queue.staged.is_empty() && matches!(queue.end, Some(Ok(None)))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self.size_hint.exact() {
+            Some(size) => SizeHint::with_exact(size.saturating_sub(self.taken)),
+            None => SizeHint::default(),
+        }
+    }
+}
+
+impl Drop for Eager {
+    fn drop(&mut self) {
+        self.reading.abort();
+    }
+}

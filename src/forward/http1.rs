@@ -1,0 +1,89 @@
+//! The exchange with an HTTP/1.1 upstream: plain HTTP, streaming both ways.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use http::{Request, Response};
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+use thalweg_filters::{Body, Chunk, Error, Side, StreamContext, body::Ledger, stream::Protocol};
+use thalweg_proto::status::Code;
+
+use crate::{
+    eager::eager,
+    headers,
+    upstream::{Cluster, balance::Balance, http1},
+};
+
+/// Sends the request on a connection of its own, and waits for the response's head.
+pub(crate) async fn exchange(
+    cluster: &Cluster,
+    endpoints: &Balance<http1::Pool>,
+    request: Request<Body>,
+) -> Result<Response<Body>, Error> {
+    let (mut parts, body) = request.into_parts();
+    if parts
+        .extensions
+        .remove::<StreamContext>()
+        .is_some_and(|stream| stream.protocol() == Protocol::Grpc)
+    {
+        let message = format!(
+            "cluster {}: it speaks HTTP/1.1, which cannot carry gRPC (protocol: http2)",
+            cluster.name
+        );
+        return Err(Error::new(
+            Code::Unimplemented,
+            "cluster_speaks_http1",
+            Side::Proxy,
+            message,
+        ));
+    }
+    headers::for_http1(&mut parts)?;
+    let mut lease = endpoints.open(http1::Pool::lease).await?;
+    let response = lease.send(Request::from_parts(parts, eager(body))).await?;
+    let (mut parts, incoming) = response.into_parts();
+    headers::strip_hop_by_hop(&mut parts.headers);
+    let window = lease.window();
+    let body = Body::new(Download {
+        incoming,
+        ledger: Ledger::window(window),
+        lease,
+    });
+    Ok(Response::from_parts(parts, body))
+}
+
+/// The response's body. It is read no further than its window while nobody takes the bytes.
+struct Download {
+    incoming: Incoming,
+    ledger: Arc<Ledger>,
+    lease: http1::Lease,
+}
+
+impl http_body::Body for Download {
+    type Data = Chunk;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Chunk>, Error>>> {
+        let this = &mut *self;
+        ready!(this.ledger.poll_open(cx));
+        let frame = ready!(Pin::new(&mut this.incoming).poll_frame(cx));
+        Poll::Ready(frame.map(|frame| match frame {
+            Ok(frame) => Ok(frame.map_data(|bytes| this.ledger.take(bytes))),
+            Err(error) => Err(this.lease.lost(error)),
+        }))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}

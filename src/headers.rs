@@ -1,0 +1,196 @@
+//! Headers where the protocols of the two sides differ.
+//!
+//! What belongs to one connection stays on it: the hop-by-hop headers, those that `Connection` names, and the framing,
+//! which each side writes anew. So what one side says about the length of a body is never taken on trust by the other.
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Uri, Version, header,
+    request::Parts,
+    uri::{Authority, PathAndQuery, Scheme},
+};
+use thalweg_filters::{Error, Side};
+use thalweg_proto::status::Code;
+
+const HOP_BY_HOP: [HeaderName; 6] = [
+    header::CONNECTION,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::PROXY_AUTHENTICATE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
+
+/// Removes what belongs to one HTTP/1.1 connection.
+pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in named.iter().chain(&HOP_BY_HOP) {
+        headers.remove(name);
+    }
+    let wants_trailers = headers
+        .get_all(header::TE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .any(|value| {
+            value
+                .split(',')
+                .any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
+        });
+    headers.remove(header::TE);
+    if wants_trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+/// Makes a request fit for an HTTP/2 upstream.
+pub(crate) fn for_http2(parts: &mut Parts) -> Result<(), Error> {
+    let from_http1 = parts.version != Version::HTTP_2;
+    parts.version = Version::HTTP_2;
+    if from_http1 {
+        strip_hop_by_hop(&mut parts.headers);
+        // The proxy has answered the expectation itself by reading the body.
+        parts.headers.remove(header::EXPECT);
+    }
+    if parts.uri.scheme().is_some() && parts.uri.authority().is_some() {
+        parts.headers.remove(header::HOST);
+        return Ok(());
+    }
+    let host = parts.headers.remove(header::HOST);
+    let authority = match (parts.uri.authority(), host) {
+        (Some(authority), _) => authority.clone(),
+        (None, Some(host)) => Authority::try_from(host.as_bytes()).map_err(|_| bad_host())?,
+        (None, None) => Authority::from_static("localhost"),
+    };
+    let mut uri = std::mem::take(&mut parts.uri).into_parts();
+    uri.scheme = Some(Scheme::HTTP);
+    uri.authority = Some(authority);
+    uri.path_and_query
+        .get_or_insert_with(|| PathAndQuery::from_static("/"));
+    parts.uri = Uri::from_parts(uri).map_err(|_| bad_host())?;
+    Ok(())
+}
+
+/// Makes a request fit for an HTTP/1.1 upstream.
+pub(crate) fn for_http1(parts: &mut Parts) -> Result<(), Error> {
+    let from_http2 = parts.version == Version::HTTP_2;
+    parts.version = Version::HTTP_11;
+    strip_hop_by_hop(&mut parts.headers);
+    parts.headers.remove(header::EXPECT);
+    if let Some(authority) = parts.uri.authority()
+        && (from_http2 || !parts.headers.contains_key(header::HOST))
+    {
+        let host = HeaderValue::from_str(authority.as_str()).map_err(|_| bad_host())?;
+        parts.headers.insert(header::HOST, host);
+    }
+    if from_http2 {
+        join_cookies(&mut parts.headers);
+    }
+    let path = parts
+        .uri
+        .path_and_query()
+        .cloned()
+        .unwrap_or_else(|| PathAndQuery::from_static("/"));
+    parts.uri = Uri::from(path);
+    Ok(())
+}
+
+/// HTTP/2 may send a cookie in crumbs; HTTP/1.1 wants them in one header (RFC 9113, 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    if headers.get_all(header::COOKIE).iter().nth(1).is_some() {
+        let crumbs: Vec<&[u8]> = headers
+            .get_all(header::COOKIE)
+            .iter()
+            .map(HeaderValue::as_bytes)
+            .collect();
+        if let Ok(cookie) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+            headers.insert(header::COOKIE, cookie);
+        }
+    }
+}
+
+fn bad_host() -> Error {
+    Error::new(
+        Code::InvalidArgument,
+        "bad_host",
+        Side::Client,
+        "the request's Host is no authority",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    fn parts(request: http::request::Builder) -> Parts {
+        request.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn headers_of_one_connection_stay_on_it() {
+        let mut headers = parts(
+            Request::get("/")
+                .header("connection", "keep-alive, X-Private")
+                .header("keep-alive", "timeout=5")
+                .header("x-private", "1")
+                .header("upgrade", "websocket")
+                .header("transfer-encoding", "chunked")
+                .header("te", "gzip, trailers")
+                .header("x-public", "2"),
+        )
+        .headers;
+
+        strip_hop_by_hop(&mut headers);
+
+        let left: Vec<_> = headers
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.to_str().unwrap()))
+            .collect();
+        assert_eq!(left, [("x-public", "2"), ("te", "trailers")]);
+    }
+
+    #[test]
+    fn host_becomes_the_authority_and_back() {
+        let mut request = parts(Request::get("/a?b=c").header("host", "example.test:81"));
+
+        for_http2(&mut request).unwrap();
+        assert_eq!(request.uri, "http://example.test:81/a?b=c");
+        assert!(!request.headers.contains_key("host"));
+
+        for_http1(&mut request).unwrap();
+        assert_eq!(
+            (request.uri.to_string(), &request.headers["host"]),
+            (
+                "/a?b=c".into(),
+                &HeaderValue::from_static("example.test:81")
+            )
+        );
+    }
+
+    #[test]
+    fn crumbs_of_a_cookie_are_joined() {
+        let mut request = parts(
+            Request::get("http://a/")
+                .version(Version::HTTP_2)
+                .header("cookie", "a=1")
+                .header("cookie", "b=2"),
+        );
+
+        for_http1(&mut request).unwrap();
+
+        assert_eq!(request.headers["cookie"], "a=1; b=2");
+    }
+
+    #[test]
+    fn host_that_is_no_authority_is_refused() {
+        let mut request = parts(Request::get("/").header("host", "a b"));
+
+        assert_eq!(for_http2(&mut request).unwrap_err().reason(), "bad_host");
+    }
+}

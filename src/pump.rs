@@ -1,0 +1,202 @@
+//! Moves a body into an HTTP/2 stream as fast as the far side takes it.
+//!
+//! **Why.** Flow control has to reach from end to end: the sender is slowed by the far side and by nothing else. Not
+//! reading would be the simple way, but an `h2` connection closes itself when small frames pile up unread.
+//!
+//! **How.**
+//! 1. Take all that the source has. Its sender keeps to a window, so this is at most one window. Small chunks behind others
+//!    are put together, which makes one frame of many and lets go of the read buffers that they would pin.
+//! 2. Send what the far side's windows grant. Only bytes that were granted leave, and only then does their credit
+//!    return to the sender.
+//! 3. When all is sent, send the trailers or the end.
+//! 4. Always watch for a reset from the far side, also while there is nothing to send and while a write is blocked.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use h2::{Reason, SendStream};
+use http::HeaderMap;
+use http_body::Body as _;
+use thalweg_filters::{Body, Error};
+use tokio::time::{Sleep, sleep};
+
+use crate::stage::Stage;
+
+/// Moves one body into one stream; see the [module docs](self).
+pub(crate) struct Pump {
+    source: Body,
+    sink: SendStream<Bytes>,
+    staged: Stage,
+    ended: Option<End>,
+    stall: Stall,
+    finished: bool,
+}
+
+/// Why a pump stopped before the end.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// The source failed; the sink was not told yet.
+    Source(Error),
+    /// The far side takes no more, and this is its code; `None` when its connection is gone.
+    Sink(Option<Reason>),
+    /// The far side has taken nothing for so long.
+    Stalled(Duration),
+}
+
+enum End {
+    Clean,
+    Trailers(HeaderMap),
+}
+
+/// Notices a far side that takes nothing while bytes wait. The timer is set when the pump blocks and is not touched for
+/// each byte: when it fires, it looks whether anything has moved.
+struct Stall {
+    limit: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+    sent: u64,
+    sent_when_set: u64,
+}
+
+// === impl Pump ===
+
+impl Pump {
+    /// `stall` is the longest that bytes may wait without any being taken; zero waits for ever.
+    pub(crate) fn new(source: Body, sink: SendStream<Bytes>, stall: Duration) -> Self {
+        let stall = Stall {
+            limit: stall,
+            timer: None,
+            sent: 0,
+            sent_when_set: 0,
+        };
+        Self {
+            source,
+            sink,
+            staged: Stage::default(),
+            ended: None,
+            stall,
+            finished: false,
+        }
+    }
+
+    /// Ready once the body has been moved whole, with its end.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Stop>> {
+        if self.finished {
+            return Poll::Ready(Ok(()));
+        }
+        self.take_all(cx).map_err(Stop::Source)?;
+        match self.send_granted(cx) {
+            Ok(()) => {}
+            Err(Stop::Sink(_)) => return Poll::Ready(Err(Stop::Sink(self.reset_by_far_side(cx)))),
+            Err(stop) => return Poll::Ready(Err(stop)),
+        }
+        if self.finished {
+            self.stall.timer = None;
+            return Poll::Ready(Ok(()));
+        }
+        match self.sink.poll_reset(cx) {
+            Poll::Ready(Ok(reason)) => Poll::Ready(Err(Stop::Sink(Some(reason)))),
+            Poll::Ready(Err(_)) => Poll::Ready(Err(Stop::Sink(None))),
+            Poll::Pending => self
+                .stall
+                .poll(cx, !self.staged.is_empty())
+                .map(|limit| Err(Stop::Stalled(limit))),
+        }
+    }
+
+    /// Lets go of what still comes; for a far side that wants no more of it.
+    pub(crate) fn forget_source(&mut self) {
+        self.source = Body::empty();
+        self.staged = Stage::default();
+    }
+
+    /// Resets the stream, whether or not the body was moved whole.
+    pub(crate) fn reset(&mut self, reason: Reason) {
+        self.sink.send_reset(reason);
+    }
+
+    fn take_all(&mut self, cx: &mut Context<'_>) -> Result<(), Error> {
+        while self.ended.is_none() {
+            match Pin::new(&mut self.source).poll_frame(cx) {
+                Poll::Pending => break,
+                Poll::Ready(None) => self.ended = Some(End::Clean),
+                Poll::Ready(Some(Err(error))) => return Err(error),
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(chunk) => self.staged.push(chunk),
+                    Err(frame) => self.ended = frame.into_trailers().ok().map(End::Trailers),
+                },
+            }
+        }
+        Ok(())
+    }
+
+    fn send_granted(&mut self, cx: &mut Context<'_>) -> Result<(), Stop> {
+        let gone = |_| Stop::Sink(None);
+        if !self.staged.is_empty() {
+            self.sink.reserve_capacity(self.staged.len());
+        }
+        while !self.staged.is_empty() {
+            let granted = self.sink.capacity();
+            if granted == 0 {
+                match self.sink.poll_capacity(cx) {
+                    Poll::Ready(Some(Ok(_))) => continue,
+                    Poll::Ready(Some(Err(_)) | None) => return Err(Stop::Sink(None)),
+                    Poll::Pending => {
+                        self.staged.unpin_small();
+                        return Ok(());
+                    }
+                }
+            }
+            let (bytes, credit) = self.staged.pop(granted).into_parts();
+            self.stall.sent += bytes.len() as u64;
+            let last = self.staged.is_empty() && matches!(self.ended, Some(End::Clean));
+            self.sink.send_data(bytes, last).map_err(gone)?;
+            drop(credit);
+            self.finished = last;
+        }
+        if !self.finished {
+            match self.ended.take() {
+                Some(End::Trailers(trailers)) => self.sink.send_trailers(trailers).map_err(gone)?,
+                Some(End::Clean) => self.sink.send_data(Bytes::new(), true).map_err(gone)?,
+                None => return Ok(()),
+            }
+            self.finished = true;
+        }
+        Ok(())
+    }
+
+    fn reset_by_far_side(&mut self, cx: &mut Context<'_>) -> Option<Reason> {
+        match self.sink.poll_reset(cx) {
+            Poll::Ready(Ok(reason)) => Some(reason),
+            _ => None,
+        }
+    }
+}
+
+// === impl Stall ===
+
+impl Stall {
+    fn poll(&mut self, cx: &mut Context<'_>, waiting: bool) -> Poll<Duration> {
+        if !waiting || self.limit.is_zero() {
+            // A timer that is left running fires once and finds nothing waiting.
+            return Poll::Pending;
+        }
+        loop {
+            let timer = self.timer.get_or_insert_with(|| {
+                self.sent_when_set = self.sent;
+                Box::pin(sleep(self.limit))
+            });
+            match timer.as_mut().poll(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(()) if self.sent == self.sent_when_set => {
+                    return Poll::Ready(self.limit);
+                }
+                Poll::Ready(()) => self.timer = None,
+            }
+        }
+    }
+}

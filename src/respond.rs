@@ -1,0 +1,149 @@
+//! Turns every error into what the client understands. Nothing else in the tree writes a status.
+//!
+//! | client | before the first byte | after it |
+//! |---|---|---|
+//! | gRPC | headers alone, with `grpc-status`, `grpc-message` and `thalweg-reason` | the same as trailers |
+//! | HTTP | a status with a JSON error and the header `thalweg-reason` | a visible break: a reset, or a chunked body without its end |
+//!
+//! It is also where an abort from outside the stream takes effect.
+
+use std::{
+    future::Future,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use http_body::{Frame, SizeHint};
+use thalweg_filters::{Body, Chunk, Error, StreamContext, stream::Protocol};
+use thalweg_proto::status::encode_message;
+
+use crate::telemetry::Process;
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+const THALWEG_REASON: HeaderName = HeaderName::from_static("thalweg-reason");
+
+/// The answer to a stream, whatever becomes of it.
+pub(crate) async fn respond<F>(
+    stream: StreamContext,
+    process: Arc<Process>,
+    answer: F,
+) -> Response<Body>
+where
+    F: Future<Output = Result<Response<Body>, Error>>,
+{
+    let mut answer = pin!(answer);
+    let result = std::future::poll_fn(|cx| match answer.as_mut().poll(cx) {
+        Poll::Pending => stream.poll_aborted(cx).map(Err),
+        ready => ready,
+    })
+    .await;
+    match result {
+        Ok(response) => response.map(|body| {
+            body.wrap(|inner| Rescued {
+                inner: Some(inner),
+                stream,
+                process,
+            })
+        }),
+        Err(error) => {
+            note(&process, &error);
+            refusal(stream.protocol(), &error)
+        }
+    }
+}
+
+/// A whole answer that says `error`.
+pub(crate) fn refusal(protocol: Protocol, error: &Error) -> Response<Body> {
+    match protocol {
+        Protocol::Grpc => {
+            let mut response = Response::new(Body::empty());
+            *response.headers_mut() = grpc_status(error);
+            response.headers_mut().insert(
+                header::CONTENT_TYPE,
+                HeaderValue::from_static("application/grpc"),
+            );
+            response
+        }
+        Protocol::Http => {
+            let code = format!("ERR_{}", error.reason().to_ascii_uppercase());
+            let json =
+                serde_json::json!({ "errorCode": code, "message": error.message() }).to_string();
+            let mut response = Response::new(Body::full(json));
+            *response.status_mut() = StatusCode::from_u16(error.http_status())
+                .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            let headers = response.headers_mut();
+            headers.insert(
+                header::CONTENT_TYPE,
+                HeaderValue::from_static("application/json"),
+            );
+            headers.insert(THALWEG_REASON, HeaderValue::from_static(error.reason()));
+            response
+        }
+    }
+}
+
+fn grpc_status(error: &Error) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(4);
+    headers.insert(GRPC_STATUS, HeaderValue::from_static(error.code().as_str()));
+    if let Ok(message) = HeaderValue::from_str(&encode_message(error.message())) {
+        headers.insert(GRPC_MESSAGE, message);
+    }
+    headers.insert(THALWEG_REASON, HeaderValue::from_static(error.reason()));
+    headers
+}
+
+fn note(process: &Process, error: &Error) {
+    process.ended(error);
+    tracing::debug!(code = error.code().name(), reason = error.reason(), side = ?error.side(), %error, "stream ended");
+}
+
+/// A response body whose errors become trailers where the client reads trailers.
+struct Rescued {
+    /// `None` once an error has ended it.
+    inner: Option<Body>,
+    stream: StreamContext,
+    process: Arc<Process>,
+}
+
+impl http_body::Body for Rescued {
+    type Data = Chunk;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Chunk>, Error>>> {
+        let Some(inner) = &mut self.inner else {
+            return Poll::Ready(None);
+        };
+        let error = match Pin::new(inner).poll_frame(cx) {
+            Poll::Ready(Some(Err(error))) => error,
+            Poll::Pending => match self.stream.poll_aborted(cx) {
+                Poll::Ready(error) => error,
+                Poll::Pending => return Poll::Pending,
+            },
+            frame => return frame,
+        };
+        self.inner = None;
+        note(&self.process, &error);
+        Poll::Ready(Some(match self.stream.protocol() {
+            Protocol::Grpc => Ok(Frame::trailers(grpc_status(&error))),
+            Protocol::Http => Err(error),
+        }))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner
+            .as_ref()
+            .is_none_or(|inner| inner.is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner
+            .as_ref()
+            .map_or_else(SizeHint::default, |inner| inner.size_hint())
+    }
+}

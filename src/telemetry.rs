@@ -1,0 +1,297 @@
+//! What the proxy counts beside its streams: connections, refusals, limits that were hit, ends that it made itself.
+//!
+//! Streams are counted by the filter `metrics`. All that stands here happens once a connection or once a failure, so plain
+//! shared atomics do.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, NoLabelSet},
+    metrics::MetricType,
+    registry::Registry,
+};
+use thalweg_filters::{Error, metrics};
+
+/// Everything that `/metrics` prints.
+#[derive(Debug, Default)]
+pub(crate) struct Telemetry {
+    pub(crate) streams: Arc<metrics::Registry>,
+    pub(crate) process: Arc<Process>,
+}
+
+/// What the proxy counts beside its streams.
+#[derive(Debug, Default)]
+pub(crate) struct Process {
+    /// Streams that the proxy ended itself, by the reason that the client was told.
+    ends: Mutex<BTreeMap<&'static str, u64>>,
+    /// Streams that ended in a panic.
+    pub(crate) panics: Count,
+    listeners: Mutex<Vec<(String, Arc<ListenerStats>)>>,
+    clusters: Mutex<Vec<(String, Arc<ClusterStats>)>>,
+}
+
+/// What one listener counts.
+#[derive(Debug, Default)]
+pub(crate) struct ListenerStats {
+    pub(crate) accepted: Count,
+    pub(crate) live: Count,
+    pub(crate) accept_errors: Count,
+    /// Times that the listener waited because `max_connections` were open.
+    pub(crate) full: Count,
+    pub(crate) preface_timeouts: Count,
+    pub(crate) first_headers_timeouts: Count,
+    pub(crate) stalls: Count,
+    /// Connections that ended with an error of the protocol or of the socket.
+    pub(crate) errors: Count,
+}
+
+/// What one cluster counts, over all workers.
+#[derive(Debug, Default)]
+pub(crate) struct ClusterStats {
+    pub(crate) connections: Count,
+    pub(crate) connected: Count,
+    pub(crate) connect_failures: Count,
+    pub(crate) connect_timeouts: Count,
+    pub(crate) streams: Count,
+    pub(crate) pending: Count,
+    pub(crate) pending_overflows: Count,
+    pub(crate) retired: Count,
+    pub(crate) stalls: Count,
+}
+
+/// A counter, or a gauge where it is also subtracted from.
+#[derive(Default)]
+pub(crate) struct Count(AtomicU64);
+
+impl Telemetry {
+    /// A registry of all that is counted, for printing.
+    pub(crate) fn registry(&self) -> Registry {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Arc::clone(&self.streams)));
+        registry.register_collector(Box::new(Arc::clone(&self.process)));
+        registry
+    }
+}
+
+impl Process {
+    /// Counts a stream that the proxy ended itself.
+    pub(crate) fn ended(&self, error: &Error) {
+        *lock(&self.ends).entry(error.reason()).or_default() += 1;
+    }
+
+    /// The counters of a listener.
+    pub(crate) fn listener(&self, name: &str) -> Arc<ListenerStats> {
+        entry(&self.listeners, name)
+    }
+
+    /// The counters of a cluster, shared by the workers.
+    pub(crate) fn cluster(&self, name: &str) -> Arc<ClusterStats> {
+        entry(&self.clusters, name)
+    }
+}
+
+fn entry<S: Default>(all: &Mutex<Vec<(String, Arc<S>)>>, name: &str) -> Arc<S> {
+    let mut all = lock(all);
+    if let Some((_, stats)) = all.iter().find(|(known, _)| known == name) {
+        return Arc::clone(stats);
+    }
+    let stats = Arc::<S>::default();
+    all.push((name.to_owned(), Arc::clone(&stats)));
+    stats
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Count {
+    pub(crate) fn increment(&self) {
+        self.0.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn decrement(&self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+impl fmt::Debug for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.get().fmt(f)
+    }
+}
+
+type Reading<S> = (&'static str, &'static str, MetricType, fn(&S) -> &Count);
+
+const LISTENER: [Reading<ListenerStats>; 8] = [
+    (
+        "connections_accepted",
+        "Connections accepted",
+        MetricType::Counter,
+        |stats| &stats.accepted,
+    ),
+    (
+        "connections_live",
+        "Connections open now",
+        MetricType::Gauge,
+        |stats| &stats.live,
+    ),
+    (
+        "accept_errors",
+        "Accepts that failed, and were tried again",
+        MetricType::Counter,
+        |stats| &stats.accept_errors,
+    ),
+    (
+        "connections_full",
+        "Waits because max_connections were open",
+        MetricType::Counter,
+        |stats| &stats.full,
+    ),
+    (
+        "preface_timeouts",
+        "Connections that said nothing within timeouts.preface",
+        MetricType::Counter,
+        |stats| &stats.preface_timeouts,
+    ),
+    (
+        "first_headers_timeouts",
+        "Connections without a request within timeouts.first_headers",
+        MetricType::Counter,
+        |stats| &stats.first_headers_timeouts,
+    ),
+    (
+        "stalls",
+        "Connections that took no bytes for timeouts.stall",
+        MetricType::Counter,
+        |stats| &stats.stalls,
+    ),
+    (
+        "connection_errors",
+        "Connections that ended with an error",
+        MetricType::Counter,
+        |stats| &stats.errors,
+    ),
+];
+
+const CLUSTER: [Reading<ClusterStats>; 9] = [
+    (
+        "connections",
+        "Connections open now",
+        MetricType::Gauge,
+        |stats| &stats.connections,
+    ),
+    (
+        "connected",
+        "Connections opened",
+        MetricType::Counter,
+        |stats| &stats.connected,
+    ),
+    (
+        "connect_failures",
+        "Dials that failed",
+        MetricType::Counter,
+        |stats| &stats.connect_failures,
+    ),
+    (
+        "connect_timeouts",
+        "Streams that waited connect_timeout for a connection",
+        MetricType::Counter,
+        |stats| &stats.connect_timeouts,
+    ),
+    ("streams", "Streams open now", MetricType::Gauge, |stats| {
+        &stats.streams
+    }),
+    (
+        "pending",
+        "Streams that wait for a connection now",
+        MetricType::Gauge,
+        |stats| &stats.pending,
+    ),
+    (
+        "pending_overflows",
+        "Streams refused because pool.max_pending waited",
+        MetricType::Counter,
+        |stats| &stats.pending_overflows,
+    ),
+    (
+        "retired",
+        "Connections taken out of use: lost, sent away, idle or old",
+        MetricType::Counter,
+        |stats| &stats.retired,
+    ),
+    (
+        "stalls",
+        "Connections that took no bytes for the cluster's stall",
+        MetricType::Counter,
+        |stats| &stats.stalls,
+    ),
+];
+
+impl Collector for Process {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        encoder
+            .encode_descriptor(
+                "thalweg_build_info",
+                "The running version",
+                None,
+                MetricType::Gauge,
+            )?
+            .encode_family(&[("version", env!("CARGO_PKG_VERSION"))])?
+            .encode_gauge(&1_u64)?;
+        encoder
+            .encode_descriptor(
+                "thalweg_panics",
+                "Streams that ended in a panic",
+                None,
+                MetricType::Counter,
+            )?
+            .encode_counter::<NoLabelSet, _, u64>(&self.panics.get(), None)?;
+        let mut family = encoder.encode_descriptor(
+            "thalweg_proxy_ends",
+            "Streams that the proxy ended itself, by the reason that the client was told",
+            None,
+            MetricType::Counter,
+        )?;
+        for (reason, count) in lock(&self.ends).iter() {
+            family
+                .encode_family(&[("reason", *reason)])?
+                .encode_counter::<NoLabelSet, _, u64>(count, None)?;
+        }
+        encode_all(&mut encoder, "listener", &lock(&self.listeners), &LISTENER)?;
+        encode_all(&mut encoder, "cluster", &lock(&self.clusters), &CLUSTER)
+    }
+}
+
+fn encode_all<S>(
+    encoder: &mut DescriptorEncoder<'_>,
+    label: &str,
+    all: &[(String, Arc<S>)],
+    readings: &[Reading<S>],
+) -> fmt::Result {
+    for (name, help, kind, read) in readings {
+        let name = format!("thalweg_{label}_{name}");
+        let mut family = encoder.encode_descriptor(&name, help, None, *kind)?;
+        for (member, stats) in all {
+            let labels = [(label, member.as_str())];
+            let mut metric = family.encode_family(&labels)?;
+            let count = read(stats).get();
+            match kind {
+                MetricType::Gauge => metric.encode_gauge(&count)?,
+                _ => metric.encode_counter::<NoLabelSet, _, u64>(&count, None)?,
+            }
+        }
+    }
+    Ok(())
+}

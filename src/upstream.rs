@@ -1,0 +1,101 @@
+//! Upstream connections: one set per worker, so that both connections of a stream live on one thread.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | [`balance`] | which endpoint takes the next stream |
+//! | [`connect`] | dialing a socket |
+//! | [`http2`] | connections that carry many streams |
+//! | [`http1`] | connections that carry one request at a time |
+
+use std::{rc::Rc, sync::Arc};
+
+use thalweg_filters::{Error, Side};
+use thalweg_proto::status::Code;
+
+use crate::{config, telemetry::ClusterStats};
+
+pub(crate) mod balance;
+pub(crate) mod connect;
+pub(crate) mod http1;
+pub(crate) mod http2;
+
+/// One worker's connections to a cluster.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    pub(crate) name: Arc<str>,
+    pub(crate) endpoints: Endpoints,
+}
+
+/// The endpoints of a cluster, by the protocol that they speak.
+#[derive(Debug)]
+pub(crate) enum Endpoints {
+    Http2(balance::Balance<http2::Pool>),
+    Http1(balance::Balance<http1::Pool>),
+}
+
+/// What the connections of one cluster have in common.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) name: Arc<str>,
+    pub(crate) settings: Arc<config::Cluster>,
+    pub(crate) stats: Arc<ClusterStats>,
+}
+
+impl Cluster {
+    pub(crate) fn new(settings: &Arc<config::Cluster>, stats: Arc<ClusterStats>) -> Self {
+        let name: Arc<str> = settings.name.as_str().into();
+        let shared = Rc::new(Shared {
+            name: Arc::clone(&name),
+            settings: Arc::clone(settings),
+            stats,
+        });
+        let addresses = settings.endpoints.iter().cloned();
+        let endpoints = match settings.protocol {
+            config::Protocol::Http2 => Endpoints::Http2(
+                addresses
+                    .map(|address| http2::Pool::new(Rc::clone(&shared), address))
+                    .collect(),
+            ),
+            config::Protocol::Http1 => Endpoints::Http1(
+                addresses
+                    .map(|address| http1::Pool::new(Rc::clone(&shared), address))
+                    .collect(),
+            ),
+        };
+        Self { name, endpoints }
+    }
+}
+
+impl Shared {
+    /// The error of a stream that found no connection.
+    fn unavailable(&self, reason: &'static str, what: impl std::fmt::Display) -> Error {
+        Error::new(
+            Code::Unavailable,
+            reason,
+            Side::Upstream,
+            format!("cluster {}: {what}", self.name),
+        )
+    }
+
+    fn overflow(&self) -> Error {
+        self.stats.pending_overflows.increment();
+        self.unavailable(
+            "upstream_pending_overflow",
+            format_args!(
+                "{} streams already wait for a connection (pool.max_pending)",
+                self.settings.pool.max_pending
+            ),
+        )
+    }
+
+    fn too_late(&self) -> Error {
+        self.stats.connect_timeouts.increment();
+        self.unavailable(
+            "upstream_connect_timeout",
+            format_args!(
+                "no connection within {:?} (connect_timeout)",
+                self.settings.connect_timeout
+            ),
+        )
+    }
+}

@@ -1,0 +1,270 @@
+//! Connections that carry one request at a time, to one endpoint, of one worker.
+//!
+//! A connection returns to the pool when both bodies of its last exchange have ended cleanly, which hyper alone can tell:
+//! its handle becomes ready again. Anything else closes it. The newest idle connection is used first, so that the others
+//! grow old and close.
+
+use std::{
+    cell::{Cell, RefCell},
+    fmt, io,
+    rc::Rc,
+    task::Context,
+};
+
+use futures_util::task::noop_waker_ref;
+use http::{Request, Response};
+use hyper::{body::Incoming, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use thalweg_filters::{Body, Error};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::spawn_local,
+    time::{Instant, timeout},
+};
+
+use crate::{
+    config::Address,
+    transport::Transport,
+    upstream::{Shared, balance::Load, connect::connect},
+};
+
+type Sender = http1::SendRequest<Body>;
+
+/// The connections to one endpoint.
+pub(crate) struct Pool {
+    shared: Rc<Shared>,
+    address: Address,
+    idle: RefCell<Vec<(Sender, Instant)>>,
+    /// One permit a request: a connection carries one at a time.
+    permits: std::sync::Arc<Semaphore>,
+    failed_at: Cell<Option<Instant>>,
+}
+
+/// One connection, held for one exchange.
+pub(crate) struct Lease {
+    pool: Rc<Pool>,
+    sender: Option<Sender>,
+    reused: bool,
+    _permit: OwnedSemaphorePermit,
+}
+
+// === impl Pool ===
+
+impl Pool {
+    pub(crate) fn new(shared: Rc<Shared>, address: Address) -> Self {
+        let permits = std::sync::Arc::new(Semaphore::new(shared.settings.pool.max_connections));
+        Self {
+            shared,
+            address,
+            idle: RefCell::default(),
+            permits,
+            failed_at: Cell::new(None),
+        }
+    }
+
+    /// A connection, idle or new, within `connect_timeout`.
+    pub(crate) async fn lease(self: Rc<Self>) -> Result<Lease, Error> {
+        let settings = &self.shared.settings;
+        timeout(settings.connect_timeout, async {
+            let permit = self.permit().await?;
+            if let Some(sender) = self.take_idle() {
+                return Ok(self.lend(sender, true, permit));
+            }
+            let sender = self.dial().await?;
+            Ok(self.lend(sender, false, permit))
+        })
+        .await
+        .unwrap_or_else(|_| {
+            self.failed_at.set(Some(Instant::now()));
+            Err(self.shared.too_late())
+        })
+    }
+
+    async fn permit(&self) -> Result<OwnedSemaphorePermit, Error> {
+        if let Ok(permit) = std::sync::Arc::clone(&self.permits).try_acquire_owned() {
+            return Ok(permit);
+        }
+        let stats = &self.shared.stats;
+        if stats.pending.get() >= self.shared.settings.pool.max_pending as u64 {
+            return Err(self.shared.overflow());
+        }
+        stats.pending.increment();
+        let _waiting = Waiting(&self.shared);
+        let permit = std::sync::Arc::clone(&self.permits).acquire_owned().await;
+        Ok(permit.expect("the semaphore is never closed"))
+    }
+
+    fn lend(self: &Rc<Self>, sender: Sender, reused: bool, permit: OwnedSemaphorePermit) -> Lease {
+        self.shared.stats.streams.increment();
+        Lease {
+            pool: Rc::clone(self),
+            sender: Some(sender),
+            reused,
+            _permit: permit,
+        }
+    }
+
+    /// The newest idle connection that is still good.
+    fn take_idle(&self) -> Option<Sender> {
+        let limit = self.shared.settings.pool.idle_timeout;
+        let mut idle = self.idle.borrow_mut();
+        while let Some((mut sender, since)) = idle.pop() {
+            if !limit.is_zero() && since.elapsed() > limit {
+                // All others have been idle for longer.
+                idle.clear();
+                return None;
+            }
+            if sender
+                .poll_ready(&mut Context::from_waker(noop_waker_ref()))
+                .is_ready_ok()
+            {
+                return Some(sender);
+            }
+        }
+        None
+    }
+
+    async fn dial(self: &Rc<Self>) -> Result<Sender, Error> {
+        let failed = |error: &dyn fmt::Display| {
+            self.failed_at.set(Some(Instant::now()));
+            self.shared.stats.connect_failures.increment();
+            tracing::warn!(cluster = %self.shared.name, endpoint = %self.address, %error, "no connection");
+            self.shared.unavailable(
+                "upstream_connect_failed",
+                format_args!("no connection to {}: {error}", self.address),
+            )
+        };
+        let socket = connect(&self.address)
+            .await
+            .map_err(|error: io::Error| failed(&error))?;
+        let mut builder = http1::Builder::new();
+        builder.max_buf_size(64 * 1024);
+        let (sender, connection) = builder
+            .handshake(TokioIo::new(Transport::new(socket)))
+            .await
+            .map_err(|error| failed(&error))?;
+        self.failed_at.set(None);
+        let shared = Rc::clone(&self.shared);
+        spawn_local(async move {
+            shared.stats.connected.increment();
+            shared.stats.connections.increment();
+            if let Err(error) = connection.await {
+                tracing::debug!(cluster = %shared.name, %error, "connection lost");
+            }
+            shared.stats.connections.decrement();
+            shared.stats.retired.increment();
+        });
+        Ok(sender)
+    }
+
+    fn keep(&self, sender: Sender) {
+        let mut idle = self.idle.borrow_mut();
+        if idle.len() < self.shared.settings.pool.max_connections {
+            idle.push((sender, Instant::now()));
+        }
+    }
+}
+
+impl Load for Pool {
+    fn streams(&self) -> usize {
+        self.shared.settings.pool.max_connections - self.permits.available_permits()
+    }
+
+    fn failed_at(&self) -> Option<Instant> {
+        self.failed_at.get()
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "Pool({}, {} idle)",
+            self.address,
+            self.idle.borrow().len()
+        )
+    }
+}
+
+/// One request on the gauge of those who wait.
+struct Waiting<'a>(&'a Shared);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.stats.pending.decrement();
+    }
+}
+
+trait IsReadyOk {
+    fn is_ready_ok(&self) -> bool;
+}
+
+impl<T, E> IsReadyOk for std::task::Poll<Result<T, E>> {
+    fn is_ready_ok(&self) -> bool {
+        matches!(self, Self::Ready(Ok(_)))
+    }
+}
+
+// === impl Lease ===
+
+impl Lease {
+    /// Sends the request. An idle connection that turns out to be closed gives the request back, and it goes out once more
+    /// on a new one: not a byte of it was written.
+    pub(crate) async fn send(
+        &mut self,
+        request: Request<Body>,
+    ) -> Result<Response<Incoming>, Error> {
+        let sender = self.sender.as_mut().expect("a lease sends once");
+        let mut failure = match sender.try_send_request(request).await {
+            Ok(response) => return Ok(response),
+            Err(failure) => failure,
+        };
+        if self.reused
+            && let Some(request) = failure.take_message()
+        {
+            let sender = self.sender.insert(self.pool.dial().await?);
+            return sender
+                .send_request(request)
+                .await
+                .map_err(|error| self.lost(error));
+        }
+        Err(self.lost(failure.into_error()))
+    }
+
+    /// How much of a response may wait for the client.
+    pub(crate) fn window(&self) -> usize {
+        self.pool.shared.settings.http2.stream_window as usize
+    }
+
+    /// What a broken exchange means to the client.
+    pub(crate) fn lost(&self, error: hyper::Error) -> Error {
+        let mut source: Option<&dyn std::error::Error> = std::error::Error::source(&error);
+        while let Some(cause) = source {
+            // Our own request body failed: that is the reason, and not the connection that broke over it.
+            if let Some(error) = cause.downcast_ref::<Error>() {
+                return error.clone();
+            }
+            source = cause.source();
+        }
+        self.pool
+            .shared
+            .unavailable("upstream_lost", "the connection to the upstream was lost")
+            .with_http_status(502)
+            .with_source(error)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.pool.shared.stats.streams.decrement();
+        if let Some(mut sender) = self.sender.take().filter(|sender| !sender.is_closed()) {
+            let pool = Rc::clone(&self.pool);
+            spawn_local(async move {
+                // Ready means that both bodies have ended cleanly; else the connection closes.
+                if sender.ready().await.is_ok() {
+                    pool.keep(sender);
+                }
+            });
+        }
+    }
+}

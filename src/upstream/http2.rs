@@ -1,0 +1,459 @@
+//! Connections that carry many streams, to one endpoint, of one worker.
+//!
+//! **Why a pool of our own.** The `h2` crate accepts more streams than the peer allows and queues them where nobody sees
+//! them. Here a stream is only opened on a connection that has room for it by the peer's own word.
+//!
+//! **How.** A connection is used once the peer's SETTINGS have arrived: they say how many streams it takes, and that it
+//! speaks HTTP/2 at all. A stream takes the connection with the fewest; when the fullest tolerable level is passed
+//! on all of them, another is dialed in the background, and a stream that finds no room waits, within a bound, for the
+//! first slot or connection that becomes free. A connection is retired when it is lost, sent away (GOAWAY), idle or
+//! old: it takes no new streams, and closes after its last.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    fmt, io,
+    pin::pin,
+    rc::{Rc, Weak},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::task::noop_waker_ref;
+use h2::{SendStream, client};
+use http::Request;
+use thalweg_filters::Error;
+use tokio::{
+    sync::oneshot,
+    task::spawn_local,
+    time::{Instant, sleep, timeout},
+};
+
+use crate::{
+    config::Address,
+    transport::{Transport, driven},
+    upstream::{Shared, balance::Load, connect::connect},
+    watch::StallWatch,
+};
+
+/// Another connection is dialed when all are this full, in tenths of what the peer allows.
+const CROWDED_TENTHS: usize = 8;
+
+/// The connections to one endpoint.
+pub(crate) struct Pool {
+    shared: Rc<Shared>,
+    address: Address,
+    state: RefCell<State>,
+    streams: Cell<usize>,
+    failed_at: Cell<Option<Instant>>,
+}
+
+#[derive(Default)]
+struct State {
+    connections: Vec<Rc<Connection>>,
+    dialing: usize,
+    waiting: VecDeque<oneshot::Sender<Result<Lease, Error>>>,
+}
+
+struct Connection {
+    sender: RefCell<client::SendRequest<Bytes>>,
+    /// Streams that are open.
+    active: Cell<usize>,
+    /// Streams that may be open: the peer's limit or ours.
+    limit: Cell<usize>,
+    /// A stream was opened since this was last looked at.
+    used: Cell<bool>,
+}
+
+/// The right to open one stream, and its place on the connection for as long as it is open.
+pub(crate) struct Lease {
+    pool: Rc<Pool>,
+    connection: Rc<Connection>,
+}
+
+// === impl Pool ===
+
+impl Pool {
+    pub(crate) fn new(shared: Rc<Shared>, address: Address) -> Self {
+        Self {
+            shared,
+            address,
+            state: RefCell::default(),
+            streams: Cell::new(0),
+            failed_at: Cell::new(None),
+        }
+    }
+
+    /// A place for one stream, now or within `connect_timeout`.
+    pub(crate) async fn lease(self: Rc<Self>) -> Result<Lease, Error> {
+        if let Some(lease) = self.lease_now() {
+            return Ok(lease);
+        }
+        let stats = &self.shared.stats;
+        if stats.pending.get() >= self.shared.settings.pool.max_pending as u64 {
+            return Err(self.shared.overflow());
+        }
+        let (slot, place) = oneshot::channel();
+        self.state.borrow_mut().waiting.push_back(slot);
+        self.dial_if_wanted();
+        stats.pending.increment();
+        let answer = timeout(
+            self.shared.settings.connect_timeout,
+            WaitGuard { stats, place },
+        )
+        .await;
+        match answer {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(self
+                .shared
+                .unavailable("upstream_connect_failed", "the pool was closed")),
+            Err(_) => Err(self.shared.too_late()),
+        }
+    }
+
+    /// A place on the connection with the fewest streams, if one has room.
+    fn lease_now(self: &Rc<Self>) -> Option<Lease> {
+        loop {
+            let state = self.state.borrow();
+            let connection = state
+                .connections
+                .iter()
+                .filter(|connection| connection.active.get() < connection.limit.get())
+                .min_by_key(|connection| connection.active.get())
+                .cloned()?;
+            drop(state);
+            if !connection.is_usable() {
+                // Sent away; the streams that it still has go on.
+                self.retire(&connection);
+                continue;
+            }
+            connection.active.set(connection.active.get() + 1);
+            connection.used.set(true);
+            self.streams.set(self.streams.get() + 1);
+            self.shared.stats.streams.increment();
+            let lease = Lease {
+                pool: Rc::clone(self),
+                connection,
+            };
+            if lease.connection.is_crowded() {
+                self.dial_if_wanted();
+            }
+            return Some(lease);
+        }
+    }
+
+    /// Dials when there is need of room and no dial on its way would bring it.
+    fn dial_if_wanted(self: &Rc<Self>) {
+        let pool = &self.shared.settings.pool;
+        let mut state = self.state.borrow_mut();
+        state.waiting.retain(|slot| !slot.is_closed());
+        let crowded = state
+            .connections
+            .iter()
+            .all(|connection| connection.is_crowded());
+        let expected = state.dialing * pool.max_streams_per_connection as usize;
+        let wanted = state.waiting.len() > expected || (crowded && state.dialing == 0);
+        if wanted && state.connections.len() + state.dialing < pool.max_connections {
+            state.dialing += 1;
+            drop(state);
+            spawn_local(Rc::clone(self).dial());
+        }
+    }
+
+    /// Opens a connection and drives it to its end.
+    async fn dial(self: Rc<Self>) {
+        let guard = DialGuard(Rc::clone(&self));
+        let wait = self.shared.settings.connect_timeout;
+        let opened = timeout(wait, async {
+            let transport = Transport::new(connect(&self.address).await?);
+            transport.batch();
+            let (sender, connection) = driven(
+                transport.clone(),
+                self.builder().handshake(transport.clone()),
+            )
+            .await?
+            .map_err(io::Error::other)?;
+            let mut driver = Driver {
+                connection,
+                transport,
+                stall: StallWatch::new(self.shared.settings.stall),
+            };
+            driver.settings().await?;
+            Ok::<_, io::Error>((sender, driver))
+        })
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        match opened {
+            Ok((sender, driver)) => {
+                self.failed_at.set(None);
+                let connection = Rc::new(Connection {
+                    sender: RefCell::new(sender),
+                    active: Cell::new(0),
+                    limit: Cell::new(0),
+                    used: Cell::new(true),
+                });
+                self.state
+                    .borrow_mut()
+                    .connections
+                    .push(Rc::clone(&connection));
+                drop(guard);
+                self.shared.stats.connected.increment();
+                self.shared.stats.connections.increment();
+                let weak = Rc::downgrade(&connection);
+                drop(connection);
+                driver.run(&self, &weak).await;
+                self.shared.stats.connections.decrement();
+                if let Some(connection) = weak.upgrade() {
+                    self.retire(&connection);
+                }
+            }
+            Err(error) => {
+                self.failed_at.set(Some(Instant::now()));
+                self.shared.stats.connect_failures.increment();
+                tracing::warn!(cluster = %self.shared.name, endpoint = %self.address, %error, "no connection");
+                self.fail_waiting(&error);
+                drop(guard);
+            }
+        }
+    }
+
+    fn builder(&self) -> client::Builder {
+        let settings = &self.shared.settings.http2;
+        let mut builder = client::Builder::new();
+        builder
+            .initial_window_size(settings.stream_window)
+            .initial_connection_window_size(settings.connection_window)
+            .max_frame_size(settings.max_frame_size)
+            .max_header_list_size(settings.max_header_list_size)
+            .max_send_buffer_size(settings.send_buffer)
+            .header_table_size(settings.header_table_size)
+            .max_concurrent_reset_streams(settings.max_reset_streams)
+            .max_pending_accept_reset_streams(settings.max_pending_resets)
+            .max_local_error_reset_streams(Some(settings.max_local_resets))
+            .reset_stream_duration(settings.reset_memory)
+            .data_frame_budget(settings.data_frame_budget)
+            // No stream before the peer has said how many it takes.
+            .initial_max_send_streams(0)
+            .max_concurrent_streams(0)
+            .enable_push(false);
+        builder
+    }
+
+    /// Hands free places to those who wait, in their order.
+    fn serve_waiting(self: &Rc<Self>) {
+        while !self.state.borrow().waiting.is_empty() {
+            let Some(lease) = self.lease_now() else {
+                return;
+            };
+            let next = self.state.borrow_mut().waiting.pop_front();
+            // One who has given up lets the lease drop, and its place goes to the next.
+            if let Some(slot) = next {
+                let _ = slot.send(Ok(lease));
+            }
+        }
+    }
+
+    /// After a dial that failed: those who wait hear of it, unless there is still something to wait for.
+    fn fail_waiting(&self, error: &io::Error) {
+        let mut state = self.state.borrow_mut();
+        if !state.connections.is_empty() || state.dialing > 1 {
+            return;
+        }
+        for slot in state.waiting.drain(..) {
+            let error = self.shared.unavailable(
+                "upstream_connect_failed",
+                format_args!("no connection to {}: {error}", self.address),
+            );
+            let _ = slot.send(Err(error));
+        }
+    }
+
+    fn retire(&self, connection: &Rc<Connection>) {
+        let mut state = self.state.borrow_mut();
+        let before = state.connections.len();
+        state
+            .connections
+            .retain(|other| !Rc::ptr_eq(other, connection));
+        if state.connections.len() < before {
+            self.shared.stats.retired.increment();
+        }
+    }
+}
+
+impl Load for Pool {
+    fn streams(&self) -> usize {
+        self.streams.get() + self.state.borrow().waiting.len()
+    }
+
+    fn failed_at(&self) -> Option<Instant> {
+        self.failed_at.get()
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pool({}, {} streams)", self.address, self.streams.get())
+    }
+}
+
+/// Takes a dial off the count, however it ends, and serves those whom it has brought room.
+struct DialGuard(Rc<Pool>);
+
+impl Drop for DialGuard {
+    fn drop(&mut self) {
+        self.0.state.borrow_mut().dialing -= 1;
+        self.0.serve_waiting();
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// A wait for a place, on the gauge for as long as it lasts.
+    struct WaitGuard<'a> {
+        stats: &'a crate::telemetry::ClusterStats,
+        #[pin]
+        place: oneshot::Receiver<Result<Lease, Error>>,
+    }
+
+    impl PinnedDrop for WaitGuard<'_> {
+        fn drop(this: Pin<&mut Self>) {
+            this.stats.pending.decrement();
+        }
+    }
+}
+
+impl Future for WaitGuard<'_> {
+    type Output = Result<Result<Lease, Error>, oneshot::error::RecvError>;
+
+    fn poll(self: std::pin::Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.project().place.poll(cx)
+    }
+}
+
+// === impl Connection ===
+
+impl Connection {
+    fn is_crowded(&self) -> bool {
+        self.active.get() * 10 >= self.limit.get() * CROWDED_TENTHS
+    }
+
+    /// Whether it takes new streams: not after a GOAWAY or an error.
+    fn is_usable(&self) -> bool {
+        let mut sender = self.sender.borrow_mut();
+        match sender.poll_ready(&mut Context::from_waker(noop_waker_ref())) {
+            Poll::Ready(result) => result.is_ok(),
+            Poll::Pending => {
+                // The last stream of this handle is not open yet, because the peer's count lags behind ours. A new handle
+                // may open the next.
+                let fresh = sender.clone();
+                *sender = fresh;
+                true
+            }
+        }
+    }
+}
+
+// === impl Lease ===
+
+impl Lease {
+    /// Opens the stream. The lease is to be kept until the stream has ended.
+    pub(crate) fn open(
+        &self,
+        head: Request<()>,
+        end_of_stream: bool,
+    ) -> Result<(client::ResponseFuture, SendStream<Bytes>), h2::Error> {
+        self.connection
+            .sender
+            .borrow_mut()
+            .send_request(head, end_of_stream)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.connection.active.set(self.connection.active.get() - 1);
+        self.connection.used.set(true);
+        self.pool.streams.set(self.pool.streams.get() - 1);
+        self.pool.shared.stats.streams.decrement();
+        self.pool.serve_waiting();
+    }
+}
+
+/// Drives one connection: reading, writing, and the limits that change on the way.
+struct Driver {
+    connection: client::Connection<Transport, Bytes>,
+    transport: Transport,
+    stall: StallWatch,
+}
+
+impl Driver {
+    /// Until the peer's SETTINGS have arrived.
+    async fn settings(&mut self) -> io::Result<()> {
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(end) = self.poll(cx) {
+                return Poll::Ready(Err(end
+                    .err()
+                    .unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into())));
+            }
+            if self.connection.max_concurrent_send_streams() > 0 {
+                Poll::Ready(Ok(()))
+            } else {
+                Poll::Pending
+            }
+        })
+        .await
+        .map_err(|error| io::Error::new(error.kind(), format!("no HTTP/2 settings came: {error}")))
+    }
+
+    /// Until the connection has ended.
+    async fn run(mut self, pool: &Rc<Pool>, connection: &Weak<Connection>) {
+        let settings = &pool.shared.settings.pool;
+        let most = settings.max_streams_per_connection as usize;
+        let mut old = pin!(some_time(settings.max_connection_age));
+        let mut idle = pin!(some_time(settings.idle_timeout));
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(end) = self.poll(cx) {
+                if let Err(error) = end {
+                    tracing::debug!(cluster = %pool.shared.name, endpoint = %pool.address, %error, "connection lost");
+                }
+                return Poll::Ready(());
+            }
+            if self.stall.poll(cx, &self.transport).is_ready() {
+                pool.shared.stats.stalls.increment();
+                return Poll::Ready(());
+            }
+            let Some(connection) = connection.upgrade() else { return Poll::Pending };
+            let limit = self.connection.max_concurrent_send_streams().min(most);
+            if connection.limit.replace(limit) < limit {
+                pool.serve_waiting();
+            }
+            if old.as_mut().poll(cx).is_ready() {
+                pool.retire(&connection);
+            }
+            while idle.as_mut().poll(cx).is_ready() {
+                if !connection.used.replace(false) && connection.active.get() == 0 {
+                    pool.retire(&connection);
+                }
+                idle.set(some_time(settings.idle_timeout));
+            }
+            Poll::Pending
+        })
+        .await;
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let end = std::pin::Pin::new(&mut self.connection).poll(cx);
+        if let Poll::Ready(Err(error)) = self.transport.poll_drain(cx) {
+            return Poll::Ready(Err(error));
+        }
+        end.map_err(io::Error::other)
+    }
+}
+
+/// Sleeps; zero is never.
+async fn some_time(time: Duration) {
+    if time.is_zero() {
+        std::future::pending::<()>().await;
+    }
+    sleep(time).await;
+}

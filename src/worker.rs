@@ -1,0 +1,309 @@
+//! One worker: a thread with a runtime of its own, upstream pools of its own, and chains of its own.
+//!
+//! Both connections of a stream live on one worker, so nothing on the way of a byte is shared between threads. What crosses
+//! threads is a socket when it is handed over, and counters when they are read.
+
+use std::{
+    cell::RefCell,
+    future::Future,
+    io,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    thread,
+    time::Duration,
+};
+
+use http::{Request, Response};
+use thalweg_filters::{
+    Body, Error, Side,
+    chain::{Chain, Surroundings},
+    deadline::Deadline,
+};
+use thalweg_proto::status::Code;
+use tokio::{
+    net::{TcpStream, UnixStream},
+    runtime::{Builder, LocalOptions},
+    sync::{OwnedSemaphorePermit, mpsc, watch},
+    task::JoinSet,
+    time::timeout,
+};
+use tower::{Service, service_fn};
+
+use crate::{
+    config::Config,
+    forward::Forward,
+    router::Router,
+    serve::{self, Front},
+    telemetry::{Process, Telemetry},
+    transport::Socket,
+    upstream::Cluster,
+};
+
+/// What the tasks of one worker share.
+pub(crate) struct Worker {
+    routes: Router<RefCell<Deadline<Chain>>>,
+    pub(crate) process: Arc<Process>,
+    pub(crate) drain: watch::Receiver<bool>,
+    load: Arc<Load>,
+}
+
+/// A worker as the rest of the process sees it.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    sockets: mpsc::UnboundedSender<Accepted>,
+    load: Arc<Load>,
+    thread: thread::JoinHandle<()>,
+}
+
+/// A socket on its way to a worker. The permit that bounds the listener's connections bounds this queue too.
+#[derive(Debug)]
+pub(crate) struct Accepted {
+    pub(crate) socket: AcceptedSocket,
+    pub(crate) front: Arc<Front>,
+    pub(crate) permit: OwnedSemaphorePermit,
+}
+
+/// A socket that belongs to no runtime.
+#[derive(Debug)]
+pub(crate) enum AcceptedSocket {
+    Tcp(std::net::TcpStream),
+    Unix(std::os::unix::net::UnixStream),
+}
+
+/// What decides who takes the next connection.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Load {
+    streams: AtomicUsize,
+    connections: AtomicUsize,
+}
+
+/// One live stream, on the worker's load.
+#[derive(Debug)]
+pub(crate) struct Live(Arc<Load>);
+
+/// Starts a worker's thread.
+pub(crate) fn start(
+    name: String,
+    config: Arc<Config>,
+    telemetry: &Telemetry,
+    drain: watch::Receiver<bool>,
+) -> io::Result<Handle> {
+    let (sockets, accepted) = mpsc::unbounded_channel();
+    let load = Arc::<Load>::default();
+    let process = Arc::clone(&telemetry.process);
+    let streams = Arc::clone(&telemetry.streams);
+    let shared_load = Arc::clone(&load);
+    let thread = thread::Builder::new().name(name).spawn(move || {
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .build_local(LocalOptions::default());
+        // Without a runtime there is nothing to serve with; the process says so and goes on with its other workers.
+        let runtime = match runtime {
+            Ok(runtime) => runtime,
+            Err(error) => return tracing::error!(%error, "a worker could not start"),
+        };
+        runtime.block_on(async move {
+            let limit = config.drain_timeout;
+            let worker = Worker::new(&config, process, &streams, drain, shared_load);
+            run(Rc::new(worker), accepted, limit).await;
+        });
+    })?;
+    Ok(Handle {
+        sockets,
+        load,
+        thread,
+    })
+}
+
+/// Serves what is handed over until the sockets end, and then for as long as the drain may last.
+async fn run(
+    worker: Rc<Worker>,
+    mut accepted: mpsc::UnboundedReceiver<Accepted>,
+    drain_timeout: Duration,
+) {
+    let mut connections = JoinSet::new();
+    while let Some(accepted) = accepted.recv().await {
+        while connections.try_join_next().is_some() {}
+        let Accepted {
+            socket,
+            front,
+            permit,
+        } = accepted;
+        let Ok(socket) = socket.adopt() else { continue };
+        let worker = Rc::clone(&worker);
+        connections.spawn_local(async move {
+            let _connected = Connected::new(&worker, &front, permit);
+            serve::connection(socket, Arc::clone(&front), Rc::clone(&worker)).await;
+        });
+    }
+    if timeout(drain_timeout, async {
+        while connections.join_next().await.is_some() {}
+    })
+    .await
+    .is_err()
+    {
+        tracing::warn!(
+            ?drain_timeout,
+            left = connections.len(),
+            "connections were cut at the end of the drain"
+        );
+    }
+}
+
+// === impl Worker ===
+
+impl Worker {
+    fn new(
+        config: &Config,
+        process: Arc<Process>,
+        streams: &thalweg_filters::metrics::Registry,
+        drain: watch::Receiver<bool>,
+        load: Arc<Load>,
+    ) -> Self {
+        let clusters: Vec<Rc<Cluster>> = config
+            .clusters
+            .iter()
+            .map(|cluster| Rc::new(Cluster::new(cluster, process.cluster(&cluster.name))))
+            .collect();
+        let cluster = |name: &str| {
+            let found = clusters.iter().find(|cluster| &*cluster.name == name);
+            Rc::clone(found.expect("the configuration resolved the names of clusters"))
+        };
+        let routes = config
+            .routes
+            .iter()
+            .map(|route| {
+                let targets = route
+                    .targets
+                    .iter()
+                    .map(|target| (cluster(&target.cluster.name), target.weight));
+                let forward = Rc::new(Forward::new(targets, route.timeouts.stall));
+                let end = service_fn(move |request| {
+                    let forward = Rc::clone(&forward);
+                    async move { forward.call(request).await }
+                });
+                let surroundings = Surroundings {
+                    route: &route.name,
+                    metrics: streams,
+                };
+                let chain = Deadline::new(Chain::build(&route.filters, surroundings, end));
+                (route.matches.clone(), RefCell::new(chain))
+            })
+            .collect();
+        Self {
+            routes,
+            process,
+            drain,
+            load,
+        }
+    }
+
+    /// Sends a request on its route.
+    pub(crate) async fn call(&self, request: Request<Body>) -> Result<Response<Body>, Error> {
+        let (parts, body) = request.into_parts();
+        let Some(route) = self.routes.find(&parts) else {
+            let message = format!("no route for {}", parts.uri.path());
+            return Err(
+                Error::new(Code::Unimplemented, "no_route", Side::Client, message)
+                    .with_http_status(404),
+            );
+        };
+        let answer = route.borrow_mut().call(Request::from_parts(parts, body));
+        answer.await
+    }
+
+    /// Counts a stream on the worker's load while it lives.
+    pub(crate) fn live(&self) -> Live {
+        self.load.streams.fetch_add(1, Relaxed);
+        Live(Arc::clone(&self.load))
+    }
+
+    /// Runs a stream's task, and counts its panic if it ends in one. The runtime catches the panic; the stream's handles,
+    /// dropped on the way, reset both its sides.
+    pub(crate) async fn guard(self: Rc<Self>, stream: impl Future<Output = ()>) {
+        struct Guard(Rc<Worker>);
+
+        impl Drop for Guard {
+            fn drop(&mut self) {
+                if thread::panicking() {
+                    self.0.process.panics.increment();
+                }
+            }
+        }
+
+        let _live = self.live();
+        let _guard = Guard(self);
+        stream.await;
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Relaxed);
+    }
+}
+
+/// One live connection, on the worker's load and the listener's gauge; holds the listener's permit.
+struct Connected {
+    load: Arc<Load>,
+    front: Arc<Front>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Connected {
+    fn new(worker: &Worker, front: &Arc<Front>, permit: OwnedSemaphorePermit) -> Self {
+        front.stats.live.increment();
+        Self {
+            load: Arc::clone(&worker.load),
+            front: Arc::clone(front),
+            _permit: permit,
+        }
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.front.stats.live.decrement();
+        self.load.connections.fetch_sub(1, Relaxed);
+    }
+}
+
+// === impl Handle ===
+
+impl Handle {
+    /// Hands a socket over, unless the worker is gone.
+    pub(crate) fn take(&self, accepted: Accepted) {
+        self.load.connections.fetch_add(1, Relaxed);
+        let _ = self.sockets.send(accepted);
+    }
+
+    /// The fewer, the sooner it takes the next connection: live streams, then connections.
+    pub(crate) fn load(&self) -> (usize, usize) {
+        (
+            self.load.streams.load(Relaxed),
+            self.load.connections.load(Relaxed),
+        )
+    }
+
+    /// Waits for the worker's end, which comes when nobody can hand it sockets any more.
+    pub(crate) fn join(self) {
+        drop(self.sockets);
+        // A worker that panicked has said so already.
+        let _ = self.thread.join();
+    }
+}
+
+// === impl AcceptedSocket ===
+
+impl AcceptedSocket {
+    fn adopt(self) -> io::Result<Socket> {
+        Ok(match self {
+            Self::Tcp(socket) => Socket::Tcp(TcpStream::from_std(socket)?),
+            Self::Unix(socket) => Socket::Unix(UnixStream::from_std(socket)?),
+        })
+    }
+}
