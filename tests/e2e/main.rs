@@ -1,0 +1,20 @@
+//! Whole proxies on real sockets, between scripted peers.
+//!
+//! | file | what it promises |
+//! |---|---|
+//! | `shapes` | every kind of call, as client and upstream see it |
+//!
+//! Each test is named as what it promises. Ports are 0, every wait is bounded, and nothing sleeps to give others time: a test
+//! waits for what it has asked for, and fails when that does not come.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that meets an error has failed, and clippy.toml allows it in test functions only"
+)]
+
+mod shapes;
+#[allow(
+    dead_code,
+    reason = "a vocabulary; not every word is needed at every time"
+)]
+mod support;
