@@ -10,7 +10,7 @@
 //!    described.
 //! 4. `resolve` turns `raw` into the types below: defaults chosen, names looked up.
 //!
-//! Steps 2 to 4 collect their [`Faults`] and carry on; a fault in any of them fails the whole.
+//! Steps 2 to 4 collect their faults and carry on; a fault in any of them fails the whole.
 //!
 //! ```yaml
 //! listeners:
@@ -33,6 +33,7 @@ mod environment;
 mod faults;
 mod load;
 mod raw;
+mod report;
 mod resolve;
 mod show;
 mod units;
@@ -50,6 +51,7 @@ use thalweg_filters::chain::Filter;
 
 pub use address::{Address, BadAddress};
 pub use faults::Faults;
+use report::Report;
 
 /// Everything the file says.
 #[derive(Clone, Debug, PartialEq)]
@@ -272,8 +274,10 @@ pub struct RouteTimeouts {
 /// Reads a file and the environment of the process.
 pub fn load(path: &Path) -> Result<Config, Faults> {
     let name = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|error| faults::unreadable(&name, &error))?;
-    parse(&text, &name, &|variable| std::env::var(variable).ok())
+    match std::fs::read_to_string(path) {
+        Ok(text) => parse(&text, &name, &|variable| std::env::var(variable).ok()),
+        Err(error) => Err(Faults::unreadable(name, &error)),
+    }
 }
 
 /// Reads a text. `file_name` is what faults call it, `env` looks up environment variables.
@@ -282,21 +286,21 @@ pub fn parse(
     file_name: &str,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Config, Faults> {
-    let mut faults = Faults::new(file_name, text);
+    let mut report = Report::new(file_name, text);
     let load::Document { mut value, places } = match load::read(text) {
         Ok(document) => document,
-        Err(broken) => return Err(faults.broken(broken)),
+        Err(broken) => return Err(report.broken(broken)),
     };
-    faults.locate(places);
-    environment::fill(&mut value, "", env, &mut faults);
-    check::check(&raw_schema(), &mut value, &mut faults);
+    report.locate(places);
+    environment::fill(&mut value, "", env, &mut report);
+    check::check(&raw_schema(), &mut value, &mut report);
     match serde_json::from_value(value) {
         Ok(raw) => {
-            let config = resolve::resolve(raw, &mut faults);
-            faults.or(config)
+            let config = resolve::resolve(raw, &mut report);
+            report.finish(config)
         }
-        // What the schema lets pass and the types do not: only our own mistake could be seen here.
-        Err(error) => Err(faults.unforeseen(&error)),
+        // What the schema lets pass and the types do not: only our own mistake is seen here.
+        Err(error) => Err(report.unforeseen(&error)),
     }
 }
 

@@ -42,7 +42,7 @@ fn assert_golden(name: &str, actual: &str) {
         .join(format!("{name}.txt"));
     let actual = format!("{actual}\n");
     if std::env::var_os("REWRITE_GOLDEN").is_some() {
-        fs::write(&path, &actual).unwrap();
+        fs::write(&path, &actual).expect("tests/golden can be written");
     }
     let expected = fs::read_to_string(&path).unwrap_or_default();
     assert_eq!(actual, expected, "{}", path.display());
@@ -61,7 +61,7 @@ fn with_route(lines: &str) -> String {
 
 fn shipped() -> (PathBuf, String) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config.yaml");
-    let text = fs::read_to_string(&path).unwrap();
+    let text = fs::read_to_string(&path).expect("config.yaml is there");
     (path, text)
 }
 
@@ -128,7 +128,7 @@ fn every_key_is_described_and_every_number_has_its_range() {
     each_schema(&schema, &mut |schema| {
         for (key, property) in schema["properties"].as_object().into_iter().flatten() {
             // A bare reference is a variant, which is described one level up.
-            let described = property.get("description").or(property.get("$ref"));
+            let described = property.get("description").or_else(|| property.get("$ref"));
             assert!(described.is_some(), "`{key}` is not described");
             if matches!(property["format"].as_str(), Some("size" | "count")) {
                 assert!(property["minimum"].is_u64(), "`{key}` has no minimum");
@@ -152,6 +152,18 @@ fn each_schema(schema: &Value, visit: &mut dyn FnMut(&Value)) {
         Value::Array(items) => items.iter().for_each(|schema| each_schema(schema, visit)),
         _ => {}
     }
+}
+
+#[test]
+fn yaml_in_the_module_doc_loads() {
+    let source = include_str!("../src/config.rs");
+    let doc = source.lines().filter_map(|line| line.strip_prefix("//!"));
+    let block = doc.skip_while(|line| *line != " ```yaml").skip(1);
+    let block: Vec<&str> = block.take_while(|line| *line != " ```").collect();
+
+    let config = accepted(&block.join("\n"));
+
+    assert_eq!(config.routes[0].name, "greeter");
 }
 
 // === what is accepted ===
@@ -325,6 +337,20 @@ fn one_mistake_is_told_once() {
         "the key is not also missing"
     );
 
+    let both = "listeners: [{name: a, adress: unix:/a, address: b}]";
+    assert_eq!(
+        parse(both).unwrap_err().len(),
+        2,
+        "the other key has its own fault"
+    );
+
+    let filters = format!("{MINIMAL}filters: [metrics, {{metric: {{}}}}]");
+    assert_eq!(
+        parse(&filters).unwrap_err().len(),
+        1,
+        "no filter is there twice"
+    );
+
     let list = format!("{MINIMAL}clusters: []\nroutes: [{{name: a, cluster: b}}]");
     assert_eq!(
         parse(&list).unwrap_err().len(),
@@ -338,6 +364,42 @@ fn one_mistake_is_told_once() {
         1,
         "the name is not also missing"
     );
+}
+
+/// Whatever stands in place of a value, the schema tells it, with a line; the types never do.
+#[test]
+fn any_wrong_value_is_told_with_its_place() {
+    let (_, text) = shipped();
+    for line in text
+        .lines()
+        .filter(|line| !line.trim_start().starts_with('#'))
+    {
+        let Some((key, _)) = line.split_once(": ") else {
+            continue;
+        };
+        for wrong in [
+            "",
+            "[]",
+            "[[]]",
+            "{}",
+            "{a: b}",
+            "-1",
+            "1.5",
+            "true",
+            "x y",
+            "99999999999",
+        ] {
+            let text = text.replacen(line, &format!("{key}: {wrong}"), 1);
+            for told in parse(&text).err().iter().map(ToString::to_string) {
+                assert!(told.starts_with("config.yaml:"), "{key}: {wrong}\n{told}");
+                let place = told["config.yaml:".len()..].split(':').next();
+                assert!(
+                    place.is_some_and(|line| line.parse::<u32>().is_ok()),
+                    "{told}"
+                );
+            }
+        }
+    }
 }
 
 #[test]

@@ -5,18 +5,18 @@
 //!
 //! **How.** File and schema are walked together. What is wrong is told, then replaced by the
 //! least that the schema allows, so that the typed parse succeeds and the faults of meaning can
-//! be found in the same run. [`Faults`] keeps quiet about what comes of such a replacement.
+//! be found in the same run. [`Report`] keeps quiet about what comes of such a replacement.
 //!
 //! Only as much of JSON Schema is understood as `raw.rs` uses.
 
 use serde_json::{Map, Value};
 
-use super::faults::{Faults, nearest, suggest};
 use super::load::join;
+use super::report::{Report, nearest, suggest};
 use super::units::Unit;
 
 /// Tells what is wrong in `value` and makes it fit.
-pub(super) fn check(schema: &Value, value: &mut Value, faults: &mut Faults) {
+pub(super) fn check(schema: &Value, value: &mut Value, faults: &mut Report) {
     let named = &schema["$defs"];
     Check { named, faults }.value(schema, value, "");
 }
@@ -24,7 +24,7 @@ pub(super) fn check(schema: &Value, value: &mut Value, faults: &mut Faults) {
 struct Check<'a> {
     /// The parts of the schema that others refer to.
     named: &'a Value,
-    faults: &'a mut Faults,
+    faults: &'a mut Report,
 }
 
 // === impl Check ===
@@ -80,6 +80,7 @@ impl Check<'_> {
         path: &str,
     ) {
         let known: Vec<&str> = fitting.iter().flat_map(|schema| keys(schema)).collect();
+        let mut meant = Vec::new();
         entries.retain(|key, _| {
             let at = join(path, key);
             if keys(chosen).any(|known| known == key) {
@@ -92,12 +93,15 @@ impl Check<'_> {
             }
             self.faults
                 .add_key(&at, "unknown key", suggest(key, known.iter().copied()));
-            if let Some(near) = nearest(key, &known) {
-                // That this key is missing follows, and goes without saying.
-                self.faults.settle(&join(path, near));
-            }
+            meant.extend(nearest(key, &known));
             false
         });
+        // That a misspelt key is missing goes without saying.
+        for key in meant {
+            if !entries.contains_key(key) {
+                self.faults.settle(&join(path, key));
+            }
+        }
     }
 
     fn add_missing_keys(&mut self, chosen: &Value, entries: &mut Map<String, Value>, path: &str) {
@@ -174,7 +178,7 @@ fn alternatives<'a>(named: &'a Value, schema: &'a Value) -> Vec<&'a Value> {
         let name = name.rsplit('/').next().unwrap_or(name);
         return alternatives(named, &named[name]);
     }
-    match schema["anyOf"].as_array().or(schema["oneOf"].as_array()) {
+    match (schema["anyOf"].as_array()).or_else(|| schema["oneOf"].as_array()) {
         Some(some) => some
             .iter()
             .flat_map(|schema| alternatives(named, schema))
@@ -208,12 +212,13 @@ fn fits(schema: &Value, value: &Value) -> bool {
         Value::Null => "null",
         Value::Bool(_) => "boolean",
         Value::Number(_) if unit(schema).is_some() => return true,
-        Value::Number(_) => "number",
+        Value::Number(number) if number.is_f64() => "number",
+        Value::Number(_) => "integer",
         Value::String(_) => "string",
         Value::Array(_) => "array",
         Value::Object(_) => "object",
     };
-    types(schema).any(|name| name == kind)
+    types(schema).any(|name| name == kind || (name == "number" && kind == "integer"))
 }
 
 /// The least that one of the alternatives allows.
@@ -248,6 +253,8 @@ fn expected(allowed: &[&Value]) -> String {
             (None, Some("string")) => "text",
             (None, Some("array")) => "a list",
             (None, Some("object")) => "a map",
+            (None, Some("integer")) => "a whole number",
+            (None, Some("number")) => "a number",
             (None, Some("boolean")) => "`true` or `false`",
             _ => continue,
         };

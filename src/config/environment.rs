@@ -6,14 +6,14 @@
 
 use serde_json::Value;
 
-use super::faults::Faults;
 use super::load::join;
+use super::report::Report;
 
 /// Looks up one variable.
 pub(super) type Environment<'a> = dyn Fn(&str) -> Option<String> + 'a;
 
 /// Fills in every text below this value.
-pub(super) fn fill(value: &mut Value, path: &str, env: &Environment<'_>, faults: &mut Faults) {
+pub(super) fn fill(value: &mut Value, path: &str, env: &Environment<'_>, faults: &mut Report) {
     match value {
         Value::String(text) => match expand(text, env) {
             Ok(full) => *text = full,

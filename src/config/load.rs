@@ -9,7 +9,8 @@ use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor}
 use serde_json::Value;
 use serde_saphyr::{Location, Options, Spanned};
 
-use super::faults::{Place, Places};
+use super::faults::Place;
+use super::report::Places;
 
 /// What the file says, and where it says it.
 pub(super) struct Document {
@@ -41,7 +42,7 @@ pub(super) fn read(text: &str) -> Result<Document, Broken> {
 
 fn parse(text: &str, options: Options) -> Result<Option<Spanned<Node>>, Broken> {
     serde_saphyr::from_str_with_options(text, options).map_err(|error| Broken {
-        place: error.location().map(place),
+        place: error.location().map(place).filter(|place| place.line > 0),
         ..explain(&error)
     })
 }
@@ -83,8 +84,8 @@ fn place(location: Location) -> Place {
 /// A value whose parts know where they stand.
 enum Node {
     Scalar(Value),
-    List(Vec<Spanned<Node>>),
-    Map(Vec<(Spanned<String>, Spanned<Node>)>),
+    List(Vec<Spanned<Self>>),
+    Map(Vec<(Spanned<String>, Spanned<Self>)>),
 }
 
 impl Node {

@@ -78,7 +78,8 @@ impl Unit {
         if amount == 0 && self == Self::Duration {
             return "0s".into();
         }
-        let whole = |(_, factor): &&(&str, u64)| amount >= *factor && amount % factor == 0;
+        let whole =
+            |(_, factor): &&(&str, u64)| amount >= *factor && amount.is_multiple_of(*factor);
         let (name, factor) = self.steps().iter().find(whole).unwrap_or(&("", 1));
         format!("{}{name}", amount / factor)
     }

@@ -1,0 +1,116 @@
+//! The backend: answers every call of every proxy in the same way.
+//!
+//! **How.** It runs as a process of its own on one thread, prints the address that it listens on, and ends when its
+//! standard input does, so that it cannot outlive the run.
+
+use std::future::poll_fn;
+use std::task::Poll;
+
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::server::{Connection, SendResponse};
+use http::Request;
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::grpc::{self, Body, Failure};
+use crate::transport::{self, Flusher, Transport};
+use crate::work::SMALL_MESSAGE;
+
+/// Serves until standard input ends.
+pub(crate) async fn run() -> Result<(), Failure> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    println!("{}", listener.local_addr()?);
+    let mut input = tokio::io::stdin();
+    tokio::select! {
+        result = accept(listener) => result,
+        _ = input.read_u8() => Ok(()),
+    }
+}
+
+async fn accept(listener: TcpListener) -> Result<(), Failure> {
+    loop {
+        let (socket, _) = listener.accept().await?;
+        tokio::spawn(async {
+            // A proxy may close a connection as it likes; what that breaks is seen by the load generator.
+            let _ = serve(socket).await;
+        });
+    }
+}
+
+async fn serve(socket: TcpStream) -> Result<(), Failure> {
+    let (transport, flusher) = transport::split(socket)?;
+    let mut connection = grpc::server_builder().handshake(transport).await?;
+    while let Some((request, respond)) = next_stream(&mut connection, &flusher).await? {
+        tokio::spawn(async {
+            let _ = answer(request, respond).await;
+        });
+    }
+    Ok(())
+}
+
+type Stream = (Request<RecvStream>, SendResponse<Bytes>);
+
+/// Drives the connection until its next stream, writing out once a turn what the codec has left in the buffer.
+async fn next_stream(
+    connection: &mut Connection<Transport, Bytes>,
+    flusher: &Flusher,
+) -> Result<Option<Stream>, Failure> {
+    poll_fn(|cx| {
+        let state = connection.poll_accept(cx);
+        if state.is_pending()
+            && let Poll::Ready(Err(error)) = flusher.poll_flush(cx)
+        {
+            return Poll::Ready(Err(error.into()));
+        }
+        state.map(|stream| stream.transpose().map_err(Failure::from))
+    })
+    .await
+}
+
+async fn answer(
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) -> Result<(), Failure> {
+    let (head, body) = request.into_parts();
+    let mut body = Body::new(body);
+    match head.uri.path() {
+        "/bench.Bench/Unary" => {
+            body.count().await?;
+            let mut stream = respond.send_response(grpc::response(), false)?;
+            stream.send_data(grpc::message(SMALL_MESSAGE, &[]), false)?;
+            stream.send_trailers(grpc::trailers())?;
+        }
+        "/bench.Bench/Upload" => {
+            let count = body.count().await?;
+            let mut stream = respond.send_response(grpc::response(), false)?;
+            stream.send_data(grpc::message(SMALL_MESSAGE, &[count]), false)?;
+            stream.send_trailers(grpc::trailers())?;
+        }
+        "/bench.Bench/Download" => {
+            let request = body.gather(grpc::HEAD_LENGTH + SMALL_MESSAGE).await?;
+            let count = grpc::number(&request, 0).ok_or("no count")?;
+            let length = grpc::number(&request, 1).ok_or("no length")?;
+            let message = grpc::message(usize::try_from(length)?, &[]);
+            let mut stream = respond.send_response(grpc::response(), false)?;
+            for _ in 0..count {
+                grpc::send(&mut stream, message.clone()).await?;
+            }
+            stream.send_trailers(grpc::trailers())?;
+        }
+        // Hold is a ping-pong whose client stays away.
+        "/bench.Bench/PingPong" | "/bench.Bench/Hold" => {
+            let echo = head.uri.path().ends_with("PingPong");
+            let mut stream = respond.send_response(grpc::response(), false)?;
+            while let Some(chunk) = body.chunk().await? {
+                if echo {
+                    // As small as the window is large: it need not be asked.
+                    stream.send_data(chunk, false)?;
+                }
+            }
+            stream.send_trailers(grpc::trailers())?;
+        }
+        path => return Err(format!("no such method: {path}").into()),
+    }
+    Ok(())
+}

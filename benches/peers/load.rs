@@ -1,0 +1,322 @@
+//! The load generator: does one workload through one proxy and says what it saw.
+//!
+//! **How.** It runs as a process of its own on one thread, and talks to the parent in lines:
+//!
+//! 1. It connects and warms up (idle workloads do not: there, connections are what is measured), then prints `ready`.
+//! 2. When told `go` it works, checks every count, and prints [`Report`] as one line.
+//! 3. It keeps its connections until standard input ends, so that the parent may look at the proxy's memory.
+
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::str::FromStr;
+use std::task::Poll;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::grpc::{self, Body, Failure};
+use crate::transport;
+use crate::work::{LARGE_MESSAGE, SMALL_MESSAGE, Shape, Work};
+
+/// Calls on each connection before anything is measured: the proxy dials its upstream in that time.
+const WARM_UP_CALLS: u64 = 50;
+
+/// What one run of a workload was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Report {
+    /// Calls, messages there and back, or streams opened.
+    pub(crate) operations: u64,
+    /// Payload that crossed the proxy, heads of messages included.
+    pub(crate) bytes: u64,
+    /// Half of the calls or messages took no longer.
+    pub(crate) p50_ns: u64,
+    /// 99 of a hundred took no longer.
+    pub(crate) p99_ns: u64,
+}
+
+/// What one stream adds to the report.
+#[derive(Debug, Default)]
+struct Tally {
+    operations: u64,
+    bytes: u64,
+    latencies_ns: Vec<u64>,
+    /// An idle stream, to be kept open.
+    held: Option<Held>,
+}
+
+type Connection = SendRequest<Bytes>;
+type Held = (Body, h2::SendStream<Bytes>);
+
+/// Does `work` through the proxy at `address`.
+pub(crate) async fn run(address: SocketAddr, work: Work, scale: f64) -> Result<(), Failure> {
+    let shape = work.shape(scale);
+    let mut commands = BufReader::new(tokio::io::stdin()).lines();
+
+    let mut connections = Vec::new();
+    if !work.is_idle() {
+        connections = connect(address, shape).await?;
+        for connection in &connections {
+            warm_up(connection.clone()).await?;
+        }
+    }
+    println!("ready");
+    match commands.next_line().await? {
+        Some(line) if line == "go" => {}
+        other => return Err(format!("expected \"go\", got {other:?}").into()),
+    }
+
+    if work.is_idle() {
+        connections = connect(address, shape).await?;
+    }
+    let (report, held) = work_on(&connections, work, shape).await?;
+    println!("{report}");
+
+    while commands.next_line().await?.is_some() {}
+    drop(held);
+    Ok(())
+}
+
+async fn connect(address: SocketAddr, shape: Shape) -> Result<Vec<Connection>, Failure> {
+    let mut connections = Vec::with_capacity(shape.connections);
+    for _ in 0..shape.connections {
+        let (transport, flusher) = transport::split(TcpStream::connect(address).await?)?;
+        let (requests, connection) = grpc::client_builder().handshake(transport).await?;
+        tokio::spawn(async move {
+            let mut connection = std::pin::pin!(connection);
+            // Losing the connection fails its streams, and they report it.
+            let _ = poll_fn(|cx| {
+                let state = connection.as_mut().poll(cx).map_err(Failure::from);
+                match flusher.poll_flush(cx) {
+                    Poll::Ready(Err(error)) => Poll::Ready(Err(error.into())),
+                    _ => state,
+                }
+            })
+            .await;
+        });
+        connections.push(requests);
+    }
+    Ok(connections)
+}
+
+async fn warm_up(connection: Connection) -> Result<(), Failure> {
+    unary(connection, WARM_UP_CALLS).await.map(drop)
+}
+
+/// Starts all streams at once and waits for the last.
+async fn work_on(
+    connections: &[Connection],
+    work: Work,
+    shape: Shape,
+) -> Result<(Report, Vec<Held>), Failure> {
+    let mut streams = JoinSet::new();
+    for connection in connections {
+        for _ in 0..shape.streams {
+            let connection = connection.clone();
+            match work {
+                Work::Unary => streams.spawn(unary(connection, shape.repeats)),
+                Work::Upload | Work::Uploads80 => streams.spawn(upload(connection, shape.repeats)),
+                Work::Download => streams.spawn(download(connection, shape.repeats)),
+                Work::PingPong => streams.spawn(ping_pong(connection, shape.repeats)),
+                Work::IdleStreams | Work::IdleConnections => streams.spawn(hold(connection)),
+            };
+        }
+    }
+    let (mut report, mut latencies_ns, mut held) = (Report::default(), Vec::new(), Vec::new());
+    while let Some(tally) = streams.join_next().await {
+        let tally = tally??;
+        report.operations += tally.operations;
+        report.bytes += tally.bytes;
+        latencies_ns.extend(tally.latencies_ns);
+        held.extend(tally.held);
+    }
+    latencies_ns.sort_unstable();
+    report.p50_ns = percentile(&latencies_ns, 50);
+    report.p99_ns = percentile(&latencies_ns, 99);
+    Ok((report, held))
+}
+
+fn percentile(sorted: &[u64], percent: usize) -> u64 {
+    sorted
+        .get(sorted.len() * percent / 100)
+        .copied()
+        .unwrap_or(0)
+}
+
+async fn open(
+    connection: &mut Connection,
+    method: &str,
+) -> Result<(h2::client::ResponseFuture, h2::SendStream<Bytes>), Failure> {
+    poll_fn(|cx| connection.poll_ready(cx)).await?;
+    Ok(connection.send_request(grpc::request(method)?, false)?)
+}
+
+async fn answer(response: h2::client::ResponseFuture) -> Result<Body, Failure> {
+    let response = response.await?;
+    if response.status() != 200 {
+        return Err(format!("HTTP status {}", response.status()).into());
+    }
+    Ok(Body::new(response.into_body()))
+}
+
+async fn unary(mut connection: Connection, calls: u64) -> Result<Tally, Failure> {
+    let message = grpc::message(SMALL_MESSAGE, &[]);
+    let mut tally = Tally::default();
+    for _ in 0..calls {
+        let started = Instant::now();
+        let (response, mut stream) = open(&mut connection, "Unary").await?;
+        stream.send_data(message.clone(), true)?;
+        let mut body = answer(response).await?;
+        let count = body.count().await?;
+        body.finish().await?;
+        expect_bytes(message.len() as u64, count)?;
+        tally.latencies_ns.push(elapsed_ns(started));
+        tally.operations += 1;
+        tally.bytes += 2 * count;
+    }
+    Ok(tally)
+}
+
+async fn upload(mut connection: Connection, messages: u64) -> Result<Tally, Failure> {
+    let message = grpc::message(LARGE_MESSAGE, &[]);
+    let bytes = messages * message.len() as u64;
+    let (response, mut stream) = open(&mut connection, "Upload").await?;
+    for _ in 0..messages {
+        grpc::send(&mut stream, message.clone()).await?;
+    }
+    stream.send_data(Bytes::new(), true)?;
+    let mut body = answer(response).await?;
+    let summary = body.gather(grpc::HEAD_LENGTH + SMALL_MESSAGE).await?;
+    expect_bytes(bytes, grpc::number(&summary, 0).ok_or("no count")?)?;
+    expect_bytes(0, body.count().await?)?;
+    body.finish().await?;
+    Ok(Tally {
+        operations: messages,
+        bytes,
+        ..Tally::default()
+    })
+}
+
+async fn download(mut connection: Connection, messages: u64) -> Result<Tally, Failure> {
+    let bytes = messages * (grpc::HEAD_LENGTH + LARGE_MESSAGE) as u64;
+    let (response, mut stream) = open(&mut connection, "Download").await?;
+    stream.send_data(
+        grpc::message(SMALL_MESSAGE, &[messages, LARGE_MESSAGE as u64]),
+        true,
+    )?;
+    let mut body = answer(response).await?;
+    expect_bytes(bytes, body.count().await?)?;
+    body.finish().await?;
+    Ok(Tally {
+        operations: messages,
+        bytes,
+        ..Tally::default()
+    })
+}
+
+async fn ping_pong(mut connection: Connection, messages: u64) -> Result<Tally, Failure> {
+    let message = grpc::message(SMALL_MESSAGE, &[]);
+    let mut tally = Tally::default();
+    let (response, mut stream) = open(&mut connection, "PingPong").await?;
+    // Some servers answer a call only when its first message is there.
+    stream.send_data(message.clone(), false)?;
+    let mut body = answer(response).await?;
+    body.gather(message.len()).await?;
+    for _ in 0..messages {
+        let started = Instant::now();
+        stream.send_data(message.clone(), false)?;
+        let echo = body.gather(message.len()).await?;
+        expect_bytes(message.len() as u64, echo.len() as u64)?;
+        tally.latencies_ns.push(elapsed_ns(started));
+        tally.operations += 1;
+        tally.bytes += 2 * echo.len() as u64;
+    }
+    stream.send_data(Bytes::new(), true)?;
+    expect_bytes(0, body.count().await?)?;
+    body.finish().await?;
+    Ok(tally)
+}
+
+async fn hold(mut connection: Connection) -> Result<Tally, Failure> {
+    let (response, mut stream) = open(&mut connection, "Hold").await?;
+    stream.send_data(grpc::message(SMALL_MESSAGE, &[]), false)?;
+    let body = answer(response).await?;
+    Ok(Tally {
+        operations: 1,
+        held: Some((body, stream)),
+        ..Tally::default()
+    })
+}
+
+fn expect_bytes(expected: u64, count: u64) -> Result<(), Failure> {
+    if count == expected {
+        return Ok(());
+    }
+    Err(format!("{count} bytes arrived, not {expected}").into())
+}
+
+fn elapsed_ns(started: Instant) -> u64 {
+    u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+// === impl Report ===
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            operations,
+            bytes,
+            p50_ns,
+            p99_ns,
+        } = self;
+        write!(f, "{operations} {bytes} {p50_ns} {p99_ns}")
+    }
+}
+
+impl FromStr for Report {
+    type Err = Failure;
+
+    fn from_str(line: &str) -> Result<Self, Failure> {
+        let numbers = line
+            .split(' ')
+            .map(str::parse)
+            .collect::<Result<Vec<u64>, _>>()?;
+        let &[operations, bytes, p50_ns, p99_ns] = numbers.as_slice() else {
+            return Err(format!("not a report: {line:?}").into());
+        };
+        Ok(Self {
+            operations,
+            bytes,
+            p50_ns,
+            p99_ns,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn report_survives_the_pipe() {
+        let report = Report {
+            operations: 1,
+            bytes: 2,
+            p50_ns: 3,
+            p99_ns: 4,
+        };
+
+        assert_eq!(report.to_string().parse::<Report>().unwrap(), report);
+        assert!("1 2 3".parse::<Report>().is_err());
+    }
+
+    #[test]
+    fn percentiles_of_nothing_are_zero() {
+        assert_eq!(percentile(&[], 99), 0);
+        assert_eq!(percentile(&[1, 2, 3, 4], 50), 3);
+    }
+}

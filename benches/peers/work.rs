@@ -1,0 +1,96 @@
+//! The workloads: what each one is called, and how much of what it does.
+
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+/// Payload of the small messages, and of every answer that only reports.
+pub(crate) const SMALL_MESSAGE: usize = 100;
+
+/// Payload of the large messages.
+pub(crate) const LARGE_MESSAGE: usize = 64 * 1024;
+
+/// One kind of load. The order is the order of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(crate) enum Work {
+    /// Calls of 100 bytes each way, 4 connections x 8 in flight
+    Unary,
+    /// Streams of 64 KiB messages to the backend, 2 connections x 2
+    Upload,
+    /// Streams of 64 KiB messages from the backend, 2 connections x 2
+    Download,
+    /// Messages of 100 bytes there and back on open streams, 4 connections x 8
+    #[value(name = "pingpong")]
+    PingPong,
+    /// 80 uploads at once, 8 connections x 10
+    Uploads80,
+    /// 10,000 streams that stay open and silent, on 100 connections
+    IdleStreams,
+    /// 3,000 connections with one silent stream each
+    IdleConnections,
+}
+
+/// How a workload is spread out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    pub(crate) connections: usize,
+    /// Streams at once on each connection.
+    pub(crate) streams: usize,
+    /// Calls or messages, one after the other, on each stream.
+    pub(crate) repeats: u64,
+}
+
+// === impl Work ===
+
+impl Work {
+    /// Its name on the command line and in the table.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Unary => "unary",
+            Self::Upload => "upload",
+            Self::Download => "download",
+            Self::PingPong => "pingpong",
+            Self::Uploads80 => "uploads80",
+            Self::IdleStreams => "idle_streams",
+            Self::IdleConnections => "idle_connections",
+        }
+    }
+
+    /// What it does at this scale. Memory is the question of the last three, so their connections shrink with the
+    /// scale; the others keep theirs and are repeated less often.
+    pub(crate) fn shape(self, scale: f64) -> Shape {
+        let (connections, streams, repeats) = match self {
+            Self::Unary => (4, 8, scaled(2_500, scale)),
+            Self::Upload | Self::Download => (2, 2, scaled(8_000, scale)),
+            Self::PingPong => (4, 8, scaled(5_000, scale)),
+            Self::Uploads80 => (8, 10, scaled(400, scale)),
+            Self::IdleStreams => (scaled(100, scale), 100, 1),
+            Self::IdleConnections => (scaled(3_000, scale), 1, 1),
+        };
+        Shape {
+            connections: connections as usize,
+            streams,
+            repeats,
+        }
+    }
+
+    /// Whether each measurement needs a proxy that has done nothing before.
+    pub(crate) fn wants_fresh_proxy(self) -> bool {
+        matches!(self, Self::Uploads80) || self.is_idle()
+    }
+
+    /// Whether the streams are only held open.
+    pub(crate) fn is_idle(self) -> bool {
+        matches!(self, Self::IdleStreams | Self::IdleConnections)
+    }
+
+    /// Longest wait for one measurement at this scale; past it, the measurement has failed.
+    pub(crate) fn time_limit(self, scale: f64) -> Duration {
+        Duration::from_secs(60).mul_f64(scale.max(1.0))
+    }
+}
+
+fn scaled(amount: u64, scale: f64) -> u64 {
+    ((amount as f64 * scale) as u64).max(1)
+}

@@ -1,0 +1,53 @@
+//! Where streams may go.
+
+use std::time::Duration;
+
+use super::{Resolve, http2, or};
+use crate::config::units::Count;
+use crate::config::{Address, Cluster, Pool, raw};
+
+impl Resolve<'_> {
+    pub(super) fn cluster(&mut self, name: String, raw: raw::Cluster) -> Cluster {
+        let path = format!("clusters.{name}");
+        let endpoints = (raw.endpoints.iter().enumerate())
+            .map(|(index, text)| self.endpoint(text, &format!("{path}.endpoints[{index}]")))
+            .collect();
+        let pool = resolve_pool(&raw.pool.unwrap_or_default());
+        let http2 = raw.http2.unwrap_or_default();
+        let streams = pool.max_streams_per_connection;
+        let windows = self.upstream_windows(&http2, streams, &format!("{path}.http2"));
+        Cluster {
+            name,
+            endpoints,
+            protocol: raw.protocol.unwrap_or_default(),
+            http2: http2::resolve(&http2, windows),
+            connect_timeout: or(raw.connect_timeout, Duration::from_secs(2)),
+            pool,
+            stall: or(raw.stall, Duration::from_secs(60)),
+        }
+    }
+
+    fn endpoint(&mut self, text: &str, path: &str) -> Address {
+        let address = self.address(text, path);
+        if matches!(address, Address::Tcp(address) if address.port() == 0) {
+            let hint = "write the port that the upstream listens on";
+            self.faults
+                .add(path, format!("`{text}` has no valid port"), hint);
+        }
+        address
+    }
+}
+
+fn resolve_pool(raw: &raw::Pool) -> Pool {
+    let default = Pool::default();
+    Pool {
+        max_connections: raw
+            .max_connections
+            .map_or(default.max_connections, Count::usize),
+        max_streams_per_connection: (raw.max_streams_per_connection)
+            .map_or(default.max_streams_per_connection, Count::u32),
+        max_pending: raw.max_pending.map_or(default.max_pending, Count::usize),
+        max_connection_age: or(raw.max_connection_age, default.max_connection_age),
+        idle_timeout: or(raw.idle_timeout, default.idle_timeout),
+    }
+}

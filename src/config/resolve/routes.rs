@@ -1,0 +1,240 @@
+//! Which stream goes where.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use http::{HeaderName, HeaderValue};
+use serde_json::{Value, json};
+use thalweg_filters::chain::Filter;
+
+use super::{Resolve, or};
+use crate::config::report::suggest;
+use crate::config::{AuthorityMatch, Cluster, Match, PathMatch, Route, RouteTimeouts, Target, raw};
+
+impl Resolve<'_> {
+    pub(super) fn routes(
+        &mut self,
+        raw: Vec<raw::Route>,
+        clusters: &BTreeMap<String, Arc<Cluster>>,
+        filters: &[Filter],
+    ) -> Vec<Route> {
+        let mut names = HashMap::new();
+        let mut routes = Vec::new();
+        for (index, raw) in raw.into_iter().enumerate() {
+            let path = format!("routes[{index}]");
+            self.unique_name(&mut names, &raw.name, &path);
+            routes.push(Route {
+                matches: self.matches(raw.matches.unwrap_or_default(), &format!("{path}.match")),
+                targets: self.targets(raw.cluster, raw.clusters, clusters, &path),
+                timeouts: RouteTimeouts {
+                    stall: or(
+                        raw.timeouts.unwrap_or_default().stall,
+                        RouteTimeouts::default().stall,
+                    ),
+                },
+                filters: match raw.filters {
+                    Some(own) => self.filters(own, &format!("{path}.filters")),
+                    None => filters.to_vec(),
+                },
+                name: raw.name,
+            });
+        }
+        routes
+    }
+
+    fn targets(
+        &mut self,
+        one: Option<String>,
+        several: Option<Vec<raw::WeightedCluster>>,
+        known: &BTreeMap<String, Arc<Cluster>>,
+        path: &str,
+    ) -> Vec<Target> {
+        let cluster_path = format!("{path}.cluster");
+        let clusters_path = format!("{path}.clusters");
+        let mut look_up = |name: &str, weight, path: &str| {
+            let cluster = self.cluster_named(name, known, path)?;
+            Some(Target { cluster, weight })
+        };
+        match (one, several) {
+            (Some(name), None) => look_up(&name, 1, &cluster_path).into_iter().collect(),
+            (None, Some(several)) => {
+                let idle = several.iter().all(|cluster| cluster.weight.0 == 0);
+                let targets = (several.iter().enumerate())
+                    .filter_map(|(index, cluster)| {
+                        let path = format!("{clusters_path}[{index}].name");
+                        look_up(&cluster.name, cluster.weight.u32(), &path)
+                    })
+                    .collect();
+                if idle {
+                    let hint = "give at least one cluster a weight above `0`";
+                    self.faults
+                        .add(&clusters_path, "all weights are zero", hint);
+                }
+                targets
+            }
+            (Some(_), Some(_)) => {
+                let hint = "keep one of the two";
+                self.faults
+                    .add_key(&clusters_path, "`cluster` is here as well", hint);
+                Vec::new()
+            }
+            (None, None) => {
+                if !self.faults.covers(&clusters_path) {
+                    let hint = "add `cluster: NAME`, or `clusters` with weights";
+                    self.faults.add(&cluster_path, "missing", hint);
+                }
+                Vec::new()
+            }
+        }
+    }
+
+    fn cluster_named(
+        &mut self,
+        name: &str,
+        known: &BTreeMap<String, Arc<Cluster>>,
+        path: &str,
+    ) -> Option<Arc<Cluster>> {
+        let cluster = known.get(name).cloned();
+        // Clusters that could not be read are not to be called unknown.
+        if cluster.is_none() && !self.faults.covers("clusters") {
+            let hint = suggest(name, known.keys().map(String::as_str));
+            self.faults
+                .add(path, format!("there is no cluster `{name}`"), hint);
+        }
+        cluster
+    }
+
+    /// Reads each filter with its own types, and none twice.
+    pub(super) fn filters(&mut self, raw: Vec<raw::FilterEntry>, path: &str) -> Vec<Filter> {
+        let mut names = HashSet::new();
+        let mut filters = Vec::new();
+        for (index, raw::FilterEntry(entry)) in raw.into_iter().enumerate() {
+            let path = format!("{path}[{index}]");
+            if !self.faults.trusts(&path) {
+                continue;
+            }
+            let entry = match entry {
+                Value::String(name) => json!({ name: {} }),
+                map => map,
+            };
+            match serde_json::from_value::<Filter>(entry) {
+                Ok(filter) if names.insert(filter.name()) => filters.push(filter),
+                Ok(filter) => {
+                    let message = format!("`{}` is in this list already", filter.name());
+                    self.faults.add(&path, message, "remove one of them");
+                }
+                Err(error) => self.faults.add(&path, error.to_string(), ""),
+            }
+        }
+        filters
+    }
+}
+
+// === matches ===
+
+impl Resolve<'_> {
+    fn matches(&mut self, raw: raw::Match, path: &str) -> Match {
+        let ways = [
+            ("path", raw.path.is_some()),
+            ("path_prefix", raw.path_prefix.is_some()),
+            ("grpc", raw.grpc.is_some()),
+        ];
+        let mut written = ways.iter().filter(|(_, written)| *written);
+        if let (Some((first, _)), Some((second, _))) = (written.next(), written.next()) {
+            let message = format!("`{first}` is here as well");
+            let hint = "keep one of them, and write a second route for the other";
+            self.faults
+                .add_key(&format!("{path}.{second}"), &message, hint);
+        }
+        let headers = raw.headers.unwrap_or_default();
+        Match {
+            path: if let Some(text) = raw.path {
+                Some(PathMatch::Exact(self.path(text, &format!("{path}.path"))))
+            } else if let Some(text) = raw.path_prefix {
+                Some(PathMatch::Prefix(
+                    self.path(text, &format!("{path}.path_prefix")),
+                ))
+            } else {
+                raw.grpc
+                    .map(|grpc| self.grpc(grpc, &format!("{path}.grpc")))
+            },
+            authority: (raw.authority)
+                .map(|text| self.authority(&text, &format!("{path}.authority"))),
+            headers: (headers.iter())
+                .filter_map(|(name, value)| {
+                    self.header(name, value, &format!("{path}.headers.{name}"))
+                })
+                .collect(),
+        }
+    }
+
+    fn path(&mut self, text: String, path: &str) -> String {
+        if !text.starts_with('/') {
+            let message = format!("`{text}` does not begin with `/`");
+            self.faults.add(path, message, format!("write `/{text}`"));
+        } else if text.contains(['?', '#']) {
+            let hint = "a query plays no part in the choice of a route: leave it out";
+            self.faults
+                .add(path, format!("`{text}` is more than a path"), hint);
+        }
+        text
+    }
+
+    fn grpc(&mut self, raw: raw::Grpc, path: &str) -> PathMatch {
+        if raw.service.contains('/') {
+            let hint = "write the name alone, such as `helloworld.Greeter`, and the method \
+                        under `method`";
+            let message = format!("`{}` is a path", raw.service);
+            self.faults.add(&format!("{path}.service"), message, hint);
+        }
+        if let Some(method) = raw.method.as_ref().filter(|method| method.contains('/')) {
+            let hint = "write the name alone, such as `SayHello`";
+            self.faults.add(
+                &format!("{path}.method"),
+                format!("`{method}` is a path"),
+                hint,
+            );
+        }
+        PathMatch::Service {
+            service: raw.service,
+            method: raw.method,
+        }
+    }
+
+    fn authority(&mut self, text: &str, path: &str) -> AuthorityMatch {
+        let text = text.to_ascii_lowercase();
+        if text == "*" {
+            return AuthorityMatch::Any;
+        }
+        let suffix = text
+            .strip_prefix('*')
+            .filter(|suffix| suffix.starts_with('.'));
+        if suffix.unwrap_or(&text).contains('*') || suffix == Some(".") {
+            let hint = "a star stands for whole labels at the front: `\"*.example.test\"`";
+            self.faults
+                .add(path, format!("`{text}` has a star where none can be"), hint);
+        }
+        match suffix {
+            Some(suffix) => AuthorityMatch::Suffix(suffix.to_owned()),
+            None => AuthorityMatch::Exact(text),
+        }
+    }
+
+    fn header(&mut self, name: &str, value: &str, path: &str) -> Option<(HeaderName, HeaderValue)> {
+        let Ok(header) = HeaderName::from_bytes(name.as_bytes()) else {
+            let hint = match name.strip_prefix(':') {
+                Some("path") => "use `path`, `path_prefix` or `grpc`",
+                Some("authority") => "use `authority`",
+                _ => "write letters, digits and `-`, such as `x-tenant`",
+            };
+            self.faults.add_key(path, "not the name of a header", hint);
+            return None;
+        };
+        let Ok(value) = HeaderValue::from_str(value) else {
+            let hint = "write visible characters, on one line";
+            self.faults.add(path, "not the value of a header", hint);
+            return None;
+        };
+        Some((header, value))
+    }
+}
