@@ -2,6 +2,7 @@
 //!
 //! | file | what it promises |
 //! |---|---|
+//! | `endings` | how streams end when somebody does not keep to the plan |
 //! | `shapes` | every kind of call, as client and upstream see it |
 //!
 //! Each test is named as what it promises. Ports are 0, every wait is bounded, and nothing sleeps to give others time: a test
@@ -12,6 +13,7 @@
     reason = "a test that meets an error has failed, and clippy.toml allows it in test functions only"
 )]
 
+mod endings;
 mod shapes;
 #[allow(
     dead_code,

@@ -70,8 +70,16 @@ impl Upstream {
     /// With settings of its own.
     pub(crate) async fn start_with(builder: &Builder) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::listen(listener, builder.clone())
+    }
+
+    /// Where nobody listened so far.
+    pub(crate) async fn start_at(address: SocketAddr) -> Self {
+        Self::listen(TcpListener::bind(address).await.unwrap(), builder())
+    }
+
+    fn listen(listener: TcpListener, builder: Builder) -> Self {
         let (upstream, accepted) = Self::new(listener.local_addr().unwrap());
-        let builder = builder.clone();
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
                 socket.set_nodelay(true).unwrap();
