@@ -18,19 +18,18 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use h2::{Reason, SendStream};
 use http::HeaderMap;
 use http_body::Body as _;
 use thalweg_filters::{Body, Error};
 use tokio::time::{Sleep, sleep};
 
-use crate::stage::Stage;
+use crate::{stage::Stage, transport::Payload};
 
 /// Moves one body into one stream; see the [module docs](self).
 pub(crate) struct Pump {
     source: Body,
-    sink: SendStream<Bytes>,
+    sink: SendStream<Payload>,
     staged: Stage,
     ended: Option<End>,
     stall: Stall,
@@ -66,7 +65,7 @@ struct Stall {
 
 impl Pump {
     /// `stall` is the longest that bytes may wait without any being taken; zero waits for ever.
-    pub(crate) fn new(source: Body, sink: SendStream<Bytes>, stall: Duration) -> Self {
+    pub(crate) fn new(source: Body, sink: SendStream<Payload>, stall: Duration) -> Self {
         let stall = Stall {
             limit: stall,
             timer: None,
@@ -154,14 +153,17 @@ impl Pump {
             let (bytes, credit) = self.staged.pop(granted).into_parts();
             self.stall.sent += bytes.len() as u64;
             let last = self.staged.is_empty() && matches!(self.ended, Some(End::Clean));
-            self.sink.send_data(bytes, last).map_err(gone)?;
+            self.sink.send_data(bytes.into(), last).map_err(gone)?;
             drop(credit);
             self.finished = last;
         }
         if !self.finished {
             match self.ended.take() {
                 Some(End::Trailers(trailers)) => self.sink.send_trailers(trailers).map_err(gone)?,
-                Some(End::Clean) => self.sink.send_data(Bytes::new(), true).map_err(gone)?,
+                Some(End::Clean) => self
+                    .sink
+                    .send_data(Payload::default(), true)
+                    .map_err(gone)?,
                 None => return Ok(()),
             }
             self.finished = true;

@@ -12,7 +12,6 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::Bytes;
 use h2::{
     Reason, RecvStream,
     server::{self, SendResponse},
@@ -30,7 +29,7 @@ use crate::{
     pump::{Pump, Stop},
     receive::{self, Sender},
     serve::{Front, answer, drained, stream_context},
-    transport::{Transport, driven},
+    transport::{Payload, Transport, driven},
     watch::StallWatch,
     worker::Worker,
 };
@@ -54,7 +53,7 @@ pub(super) async fn serve(transport: Transport, front: Arc<Front>, worker: Rc<Wo
 }
 
 async fn drive(
-    mut connection: server::Connection<Transport, Bytes>,
+    mut connection: server::Connection<Transport, Payload>,
     transport: Transport,
     front: &Arc<Front>,
     worker: Rc<Worker>,
@@ -139,7 +138,7 @@ fn builder(settings: &ServerHttp2) -> server::Builder {
 /// One stream, from its headers to its end.
 async fn stream(
     request: Request<RecvStream>,
-    mut respond: SendResponse<Bytes>,
+    mut respond: SendResponse<Payload>,
     front: Arc<Front>,
     worker: Rc<Worker>,
 ) {
@@ -166,7 +165,7 @@ async fn stream(
 
 async fn send_body(
     body: Body,
-    sink: h2::SendStream<Bytes>,
+    sink: h2::SendStream<Payload>,
     context: &StreamContext,
     stall: std::time::Duration,
 ) {
@@ -188,7 +187,7 @@ async fn send_body(
 
 /// The answer, or `None` if the client resets the stream first.
 async fn unless_reset<T>(
-    respond: &mut SendResponse<Bytes>,
+    respond: &mut SendResponse<Payload>,
     context: &StreamContext,
     answer: impl Future<Output = T>,
 ) -> Option<T> {

@@ -19,7 +19,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use futures_util::task::noop_waker_ref;
 use h2::{SendStream, client};
 use http::Request;
@@ -32,7 +31,7 @@ use tokio::{
 
 use crate::{
     config::Address,
-    transport::{Transport, driven},
+    transport::{Payload, Transport, driven},
     upstream::{Shared, balance::Load, connect::connect},
     watch::StallWatch,
 };
@@ -57,7 +56,7 @@ struct State {
 }
 
 struct Connection {
-    sender: RefCell<client::SendRequest<Bytes>>,
+    sender: RefCell<client::SendRequest<Payload>>,
     /// Streams that are open.
     active: Cell<usize>,
     /// Streams that may be open: the peer's limit or ours.
@@ -361,7 +360,7 @@ impl Lease {
         &self,
         head: Request<()>,
         end_of_stream: bool,
-    ) -> Result<(client::ResponseFuture, SendStream<Bytes>), h2::Error> {
+    ) -> Result<(client::ResponseFuture, SendStream<Payload>), h2::Error> {
         self.connection
             .sender
             .borrow_mut()
@@ -381,7 +380,7 @@ impl Drop for Lease {
 
 /// Drives one connection: reading, writing, and the limits that change on the way.
 struct Driver {
-    connection: client::Connection<Transport, Bytes>,
+    connection: client::Connection<Transport, Payload>,
     transport: Transport,
     stall: StallWatch,
 }
