@@ -3,6 +3,7 @@
 //! | file | what it promises |
 //! |---|---|
 //! | `endings` | how streams end when somebody does not keep to the plan |
+//! | `resets` | what each reset code of one side becomes on the other |
 //! | `shapes` | every kind of call, as client and upstream see it |
 //!
 //! Each test is named as what it promises. Ports are 0, every wait is bounded, and nothing sleeps to give others time: a test
@@ -14,6 +15,7 @@
 )]
 
 mod endings;
+mod resets;
 mod shapes;
 #[allow(
     dead_code,
