@@ -2,6 +2,7 @@
 //!
 //! | file | what it promises |
 //! |---|---|
+//! | `deadlines` | what `grpc-timeout` promises, and what it tells the upstream |
 //! | `endings` | how streams end when somebody does not keep to the plan |
 //! | `resets` | what each reset code of one side becomes on the other |
 //! | `shapes` | every kind of call, as client and upstream see it |
@@ -14,6 +15,7 @@
     reason = "a test that meets an error has failed, and clippy.toml allows it in test functions only"
 )]
 
+mod deadlines;
 mod endings;
 mod resets;
 mod shapes;

@@ -78,7 +78,8 @@ impl Upstream {
         Self::listen(TcpListener::bind(address).await.unwrap(), builder())
     }
 
-    fn listen(listener: TcpListener, builder: Builder) -> Self {
+    /// From now on, on a listener whose connections nobody has answered so far.
+    pub(crate) fn listen(listener: TcpListener, builder: Builder) -> Self {
         let (upstream, accepted) = Self::new(listener.local_addr().unwrap());
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
