@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `deadlines` | what `grpc-timeout` promises, and what it tells the upstream |
 //! | `endings` | how streams end when somebody does not keep to the plan |
+//! | `http` | plain HTTP, over every pair of protocols |
 //! | `resets` | what each reset code of one side becomes on the other |
 //! | `shapes` | every kind of call, as client and upstream see it |
 //!
@@ -17,6 +18,7 @@
 
 mod deadlines;
 mod endings;
+mod http;
 mod resets;
 mod shapes;
 #[allow(
