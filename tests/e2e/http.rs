@@ -730,6 +730,28 @@ async fn trailers_of_a_request_reach_http2() {
 // === gRPC where it cannot go ===
 
 #[tokio::test]
+async fn grpc_over_http1_is_refused_with_a_clear_word() {
+    let upstream = Upstream::start().await.serve(echo);
+    let proxy = Yaml::to(&upstream).start().await;
+    let mut client = Peer::connect(&proxy.address).await;
+
+    client.write("POST /e2e.Echo/Unary HTTP/1.1\r\nhost: e2e.test\r\ncontent-type: application/grpc\r\ncontent-length: 0\r\n\r\n").await;
+
+    let head = client.head().await;
+    assert!(head.line.starts_with("HTTP/1.1 505"), "{}", head.line);
+    assert_eq!(head.values("thalweg-reason"), ["grpc_over_http1"]);
+    let length: usize = head.values("content-length")[0].parse().unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&client.bytes(length).await).unwrap();
+    assert!(
+        json["message"]
+            .as_str()
+            .unwrap()
+            .contains("gRPC needs HTTP/2"),
+        "{json}"
+    );
+}
+
+#[tokio::test]
 async fn grpc_to_a_cluster_of_http1_is_refused_with_a_clear_word() {
     let (_upstream, proxy) = with_http1().await;
 
