@@ -7,6 +7,7 @@
 //! | `http` | plain HTTP, over every pair of protocols |
 //! | `resets` | what each reset code of one side becomes on the other |
 //! | `shapes` | every kind of call, as client and upstream see it |
+//! | `upstreams` | which connection and which endpoint a stream takes |
 //!
 //! Each test is named as what it promises. Ports are 0, every wait is bounded, and nothing sleeps to give others time: a test
 //! waits for what it has asked for, and fails when that does not come.
@@ -26,3 +27,4 @@ mod shapes;
     reason = "a vocabulary; not every word is needed at every time"
 )]
 mod support;
+mod upstreams;

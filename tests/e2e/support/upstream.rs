@@ -117,11 +117,20 @@ impl Upstream {
         (upstream, accepted)
     }
 
-    /// The next call.
+    /// The next call. Whoever drops a call breaks it off.
     pub(crate) async fn call(&mut self) -> Call {
         within("a call reaches the upstream", self.calls.recv())
             .await
             .unwrap()
+    }
+
+    /// The next so many calls.
+    pub(crate) async fn calls(&mut self, count: usize) -> Vec<Call> {
+        let mut calls = Vec::new();
+        while calls.len() < count {
+            calls.push(self.call().await);
+        }
+        calls
     }
 
     /// Whether a call has come already.
