@@ -316,6 +316,34 @@ async fn connection_that_was_sent_away_takes_no_new_streams() {
 }
 
 #[tokio::test]
+async fn connection_that_is_old_ends_with_its_last_stream() {
+    let mut upstream = Upstream::start().await;
+    let proxy = Yaml::to(&upstream)
+        .cluster("pool: {max_connection_age: 50ms}")
+        .start()
+        .await;
+    let client = Client::connect(&proxy).await;
+    let mut old = client.call(PATH, &[]).await;
+    let mut held = upstream.call().await;
+
+    proxy
+        .metric_is("thalweg_cluster_retired_total{cluster=\"main\"}", 1)
+        .await;
+    let _new = client.call(PATH, &[]).await;
+    assert_eq!(upstream.call().await.connection.index, 1);
+    let mut outgoing = held.respond();
+    outgoing.message(b"still here").await;
+    outgoing.trailers(&OK);
+
+    let answer = old.answer().await;
+    assert_eq!(
+        (answer.code(), answer.messages()),
+        (Code::Ok, vec!["still here".into()])
+    );
+    proxy.metric_is(CONNECTIONS, 1).await;
+}
+
+#[tokio::test]
 async fn connection_without_streams_is_closed_in_time() {
     let upstream = Upstream::start().await.serve(echo);
     let proxy = Yaml::to(&upstream)
