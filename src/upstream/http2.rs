@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::task::noop_waker_ref;
+use futures_util::{FutureExt as _, task::noop_waker_ref};
 use h2::{SendStream, client};
 use http::Request;
 use thalweg_filters::Error;
@@ -404,7 +404,8 @@ impl Driver {
     async fn run(mut self, pool: &Rc<Pool>, connection: &Weak<Connection>) {
         let settings = &pool.shared.settings.pool;
         let most = settings.max_streams_per_connection as usize;
-        let mut old = pin!(some_time(settings.max_connection_age));
+        // A connection that is old has been retired once and for all.
+        let mut old = pin!(some_time(settings.max_connection_age).fuse());
         let mut idle = pin!(some_time(settings.idle_timeout));
         std::future::poll_fn(|cx| {
             if let Poll::Ready(end) = self.poll(cx) {
