@@ -391,7 +391,7 @@ impl Default for ServerHttp2 {
 impl Default for Pool {
     fn default() -> Self {
         Self {
-            max_connections: 64,
+            max_connections: 1024,
             max_streams_per_connection: 100,
             max_pending: 1024,
             avoid_stalled: Duration::from_secs(1),

@@ -9,13 +9,14 @@
 
 use std::{
     future::Future,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body::{Frame, SizeHint};
+use pin_project_lite::pin_project;
 use thalweg_filters::{Body, Chunk, Error, StreamContext, stream::Protocol};
 use thalweg_proto::status::encode_message;
 
@@ -25,33 +26,70 @@ const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const THALWEG_REASON: HeaderName = HeaderName::from_static("thalweg-reason");
 
-/// The answer to a stream, whatever becomes of it.
-pub(crate) async fn respond<F>(
+/// The answer to a stream, whatever becomes of it. `answer` is an error when the stream was refused at once.
+pub(crate) fn respond<F>(
     stream: StreamContext,
     process: Arc<Process>,
-    answer: F,
-) -> Response<Body>
+    answer: Result<F, Error>,
+) -> Responding<F>
 where
     F: Future<Output = Result<Response<Body>, Error>>,
 {
-    let mut answer = pin!(answer);
-    let result = std::future::poll_fn(|cx| match answer.as_mut().poll(cx) {
-        Poll::Pending => stream.poll_aborted(cx).map(Err),
-        ready => ready,
-    })
-    .await;
-    match result {
-        Ok(response) => response.map(|body| {
-            body.wrap(|inner| Rescued {
-                inner: Some(inner),
-                stream,
-                process,
-            })
-        }),
-        Err(error) => {
-            note(&process, &error);
-            refusal(stream.protocol(), &error)
-        }
+    let (answer, refused) = match answer {
+        Ok(answer) => (Some(answer), None),
+        Err(error) => (None, Some(error)),
+    };
+    Responding {
+        answer,
+        refused,
+        stream,
+        process,
+    }
+}
+
+pin_project! {
+    /// A response in the making, which cannot fail.
+    pub(crate) struct Responding<F> {
+        #[pin]
+        answer: Option<F>,
+        refused: Option<Error>,
+        stream: StreamContext,
+        process: Arc<Process>,
+    }
+}
+
+impl<F> Future for Responding<F>
+where
+    F: Future<Output = Result<Response<Body>, Error>>,
+{
+    type Output = Response<Body>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Response<Body>> {
+        let this = self.project();
+        let answer = match this.answer.as_pin_mut() {
+            Some(answer) => answer.poll(cx),
+            None => this
+                .refused
+                .take()
+                .map_or(Poll::Pending, |error| Poll::Ready(Err(error))),
+        };
+        let answer = match answer {
+            Poll::Pending => ready!(this.stream.poll_aborted(cx).map(Err)),
+            Poll::Ready(answer) => answer,
+        };
+        Poll::Ready(match answer {
+            Ok(response) => response.map(|body| {
+                body.wrap(|inner| Rescued {
+                    inner: Some(inner),
+                    stream: this.stream.clone(),
+                    process: Arc::clone(this.process),
+                })
+            }),
+            Err(error) => {
+                note(this.process, &error);
+                refusal(this.stream.protocol(), &error)
+            }
+        })
     }
 }
 

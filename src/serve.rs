@@ -50,27 +50,26 @@ pub(crate) async fn connection(socket: Socket, front: Arc<Front>, worker: Rc<Wor
 }
 
 /// Answers one request, whatever becomes of it.
-async fn answer(
+fn answer(
     request: Request<Body>,
     stream: StreamContext,
-    worker: Rc<Worker>,
+    worker: &Worker,
     most_headers: usize,
-) -> Response<Body> {
+) -> impl Future<Output = Response<Body>> + use<> {
     let process = Arc::clone(&worker.process);
     respond(
         stream.clone(),
         process,
-        route(request, stream, &worker, most_headers),
+        route(request, stream, worker, most_headers),
     )
-    .await
 }
 
-async fn route(
+fn route(
     mut request: Request<Body>,
     stream: StreamContext,
     worker: &Worker,
     most_headers: usize,
-) -> Result<Response<Body>, Error> {
+) -> Result<impl Future<Output = Result<Response<Body>, Error>> + use<>, Error> {
     if request.headers().len() > most_headers {
         let message = format!(
             "{} headers, and at most {most_headers} are taken (max_headers)",
@@ -114,7 +113,7 @@ async fn route(
         .with_http_status(405));
     }
     request.extensions_mut().insert(stream);
-    worker.call(request).await
+    worker.call(request)
 }
 
 /// What is known of a stream when its headers have come.

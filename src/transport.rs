@@ -25,6 +25,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use self::{lent::Lent, outbox::Outbox};
@@ -201,16 +202,30 @@ impl fmt::Debug for Transport {
     }
 }
 
-/// Drives a codec over a batched transport: each poll of `codec` is followed by one drain.
-pub(crate) async fn driven<F: Future>(transport: Transport, codec: F) -> io::Result<F::Output> {
-    let mut codec = std::pin::pin!(codec);
-    std::future::poll_fn(|cx| {
-        let output = codec.as_mut().poll(cx);
-        match (transport.poll_drain(cx), output) {
+pin_project! {
+    /// Drives a codec over a batched transport: each poll of it is followed by one drain.
+    pub(crate) struct Driven<F> {
+        transport: Transport,
+        #[pin]
+        codec: F,
+    }
+}
+
+/// Drives `codec` to its end.
+pub(crate) fn driven<F: Future>(transport: Transport, codec: F) -> Driven<F> {
+    Driven { transport, codec }
+}
+
+impl<F: Future> Future for Driven<F> {
+    type Output = io::Result<F::Output>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let output = this.codec.poll(cx);
+        match (this.transport.poll_drain(cx), output) {
             (Poll::Ready(Err(error)), _) => Poll::Ready(Err(error)),
             (_, Poll::Ready(output)) => Poll::Ready(Ok(output)),
             _ => Poll::Pending,
         }
-    })
-    .await
+    }
 }

@@ -5,7 +5,6 @@
 
 use std::{
     cell::RefCell,
-    future::Future,
     io,
     rc::Rc,
     sync::{
@@ -16,11 +15,11 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response};
+use http::Request;
 use thalweg_filters::{
     Body, Error, Side,
-    chain::{Chain, Surroundings},
-    deadline::Deadline,
+    chain::{Chain, ChainFuture, Surroundings},
+    deadline::{Deadline, DeadlineFuture},
 };
 use thalweg_proto::status::Code;
 use tokio::{
@@ -82,8 +81,7 @@ struct Load {
 }
 
 /// One live stream, on the worker's load.
-#[derive(Debug)]
-pub(crate) struct Live(Arc<Load>);
+pub(crate) struct Live(Rc<Worker>);
 
 /// Starts a worker's thread.
 pub(crate) fn start(
@@ -182,10 +180,7 @@ impl Worker {
                     .iter()
                     .map(|target| (cluster(&target.cluster.name), target.weight));
                 let forward = Rc::new(Forward::new(targets, route.timeouts.stall));
-                let end = service_fn(move |request| {
-                    let forward = Rc::clone(&forward);
-                    async move { forward.call(request).await }
-                });
+                let end = service_fn(move |request| Forward::call(Rc::clone(&forward), request));
                 let surroundings = Surroundings {
                     route: &route.name,
                     metrics: streams,
@@ -203,7 +198,10 @@ impl Worker {
     }
 
     /// Sends a request on its route.
-    pub(crate) async fn call(&self, request: Request<Body>) -> Result<Response<Body>, Error> {
+    pub(crate) fn call(
+        &self,
+        request: Request<Body>,
+    ) -> Result<DeadlineFuture<ChainFuture>, Error> {
         let (parts, body) = request.into_parts();
         let Some(route) = self.routes.find(&parts) else {
             let message = format!("no route for {}", parts.uri.path());
@@ -212,38 +210,23 @@ impl Worker {
                     .with_http_status(404),
             );
         };
-        let answer = route.borrow_mut().call(Request::from_parts(parts, body));
-        answer.await
+        Ok(route.borrow_mut().call(Request::from_parts(parts, body)))
     }
 
-    /// Counts a stream on the worker's load while it lives.
-    pub(crate) fn live(&self) -> Live {
+    /// Counts a stream on the worker's load while it lives, and its panic if it ends in one. The runtime catches the panic;
+    /// the stream's handles, dropped on the way, reset both its sides.
+    pub(crate) fn live(self: &Rc<Self>) -> Live {
         self.load.streams.fetch_add(1, Relaxed);
-        Live(Arc::clone(&self.load))
-    }
-
-    /// Runs a stream's task, and counts its panic if it ends in one. The runtime catches the panic; the stream's handles,
-    /// dropped on the way, reset both its sides.
-    pub(crate) async fn guard(self: Rc<Self>, stream: impl Future<Output = ()>) {
-        struct Guard(Rc<Worker>);
-
-        impl Drop for Guard {
-            fn drop(&mut self) {
-                if thread::panicking() {
-                    self.0.process.panics.increment();
-                }
-            }
-        }
-
-        let _live = self.live();
-        let _guard = Guard(self);
-        stream.await;
+        Live(Rc::clone(self))
     }
 }
 
 impl Drop for Live {
     fn drop(&mut self) {
-        self.0.streams.fetch_sub(1, Relaxed);
+        self.0.load.streams.fetch_sub(1, Relaxed);
+        if thread::panicking() {
+            self.0.process.panics.increment();
+        }
     }
 }
 

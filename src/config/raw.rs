@@ -245,8 +245,8 @@ pub(super) struct Cluster {
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Pool {
-    /// Connections to one endpoint, for each worker. Default `64`: with a hundred streams on each,
-    /// an endpoint has long had enough.
+    /// Connections to one endpoint, for each worker. Default `1024`: with a hundred streams on
+    /// each, a hundred thousand streams stay open.
     #[schemars(range(min = 1, max = 65_535))]
     pub(super) max_connections: Option<Count>,
 

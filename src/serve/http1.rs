@@ -37,7 +37,7 @@ pub(super) async fn serve(transport: Transport, front: Arc<Front>, worker: Rc<Wo
         asked.set(true);
         let context = stream_context(&request);
         let request = request.map(|incoming| receive(incoming, window));
-        let answer = answer(request, context, Rc::clone(&worker), most_headers);
+        let answer = answer(request, context, &worker, most_headers);
         let worker = Rc::clone(&worker);
         async move {
             let _live = worker.live();

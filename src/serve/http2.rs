@@ -21,7 +21,7 @@ use http_body::Body as _;
 use thalweg_filters::{Body, StreamContext};
 use tokio::{
     task::spawn_local,
-    time::{sleep, timeout},
+    time::{Sleep, sleep, timeout},
 };
 
 use crate::{
@@ -37,83 +37,100 @@ use crate::{
 /// Serves the connection until it ends.
 pub(super) async fn serve(transport: Transport, front: Arc<Front>, worker: Rc<Worker>) {
     transport.batch();
-    let handshake = driven(
-        transport.clone(),
-        builder(&front.settings.http2).handshake(transport.clone()),
-    );
+    let handshake = builder(&front.settings.http2).handshake(transport.clone());
+    // On the heap, and gone with its end: the connection's task keeps no room for it.
+    let handshake = Box::pin(driven(transport.clone(), handshake));
     let connection = match timeout(front.settings.timeouts.preface, handshake).await {
         Ok(Ok(Ok(connection))) => connection,
         Ok(_) => return front.stats.errors.increment(),
         Err(_) => return front.stats.preface_timeouts.increment(),
     };
-    if let Err(error) = drive(connection, transport, &front, worker).await {
-        front.stats.errors.increment();
-        tracing::debug!(listener = front.settings.name, %error, "connection ended");
+    let mut drive = Drive {
+        connection,
+        transport,
+        stall: StallWatch::new(front.settings.timeouts.stall),
+        first_headers: Some(Box::pin(sleep(front.settings.timeouts.first_headers))),
+        drain: Some(Box::pin(drained(Rc::clone(&worker)))),
+        drain_polled: false,
+        front,
+        worker,
+    };
+    if let Err(error) = std::future::poll_fn(|cx| drive.poll(cx)).await {
+        drive.front.stats.errors.increment();
+        tracing::debug!(listener = drive.front.settings.name, %error, "connection ended");
     }
 }
 
-async fn drive(
-    mut connection: server::Connection<Transport, Payload>,
+/// The connection, and the clocks that it is held to.
+struct Drive<D> {
+    connection: server::Connection<Transport, Payload>,
     transport: Transport,
-    front: &Arc<Front>,
+    stall: StallWatch,
+    /// Until the first request.
+    first_headers: Option<Pin<Box<Sleep>>>,
+    /// Polled once, to leave the task's waker there, and again only when there is news.
+    drain: Option<Pin<Box<D>>>,
+    drain_polled: bool,
+    front: Arc<Front>,
     worker: Rc<Worker>,
-) -> io::Result<()> {
-    let mut stall = StallWatch::new(front.settings.timeouts.stall);
-    let mut first_headers = Some(Box::pin(sleep(front.settings.timeouts.first_headers)));
-    // Polled once, to leave the task's waker there, and again only when there is news.
-    let mut drain = Some(Box::pin(drained(Rc::clone(&worker))));
-    let mut drain_polled = false;
-    std::future::poll_fn(|cx| {
+}
+
+impl<D: Future<Output = ()>> Drive<D> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            match connection.poll_accept(cx) {
+            match self.connection.poll_accept(cx) {
                 Poll::Ready(Some(Ok((request, respond)))) => {
-                    first_headers = None;
-                    spawn_local(Rc::clone(&worker).guard(stream(
-                        request,
-                        respond,
-                        Arc::clone(front),
-                        Rc::clone(&worker),
-                    )));
+                    self.first_headers = None;
+                    let (front, worker) = (Arc::clone(&self.front), Rc::clone(&self.worker));
+                    spawn_local(stream(request, respond, front, worker));
                 }
                 Poll::Ready(Some(Err(error))) => {
-                    let _ = transport.poll_drain(cx);
+                    let _ = self.transport.poll_drain(cx);
                     return Poll::Ready(Err(io::Error::other(error)));
                 }
                 Poll::Ready(None) => return Poll::Ready(Ok(())),
                 Poll::Pending => break,
             }
         }
-        if (!std::mem::replace(&mut drain_polled, true)
-            || worker.drain.has_changed().unwrap_or(true))
-            && drain
-                .as_mut()
-                .is_some_and(|drain| drain.as_mut().poll(cx).is_ready())
-        {
-            drain = None;
-            connection.graceful_shutdown();
-            cx.waker().wake_by_ref();
+        if self.drains(cx) {
+            self.go_away(cx);
         }
-        if first_headers
-            .as_mut()
-            .is_some_and(|timer| timer.as_mut().poll(cx).is_ready())
-        {
-            first_headers = None;
-            front.stats.first_headers_timeouts.increment();
-            connection.graceful_shutdown();
-            cx.waker().wake_by_ref();
+        let late = |timer: &mut Pin<Box<Sleep>>| timer.as_mut().poll(cx).is_ready();
+        if self.first_headers.as_mut().is_some_and(late) {
+            self.first_headers = None;
+            self.front.stats.first_headers_timeouts.increment();
+            self.go_away(cx);
         }
-        if let Poll::Ready(Err(error)) = transport.poll_drain(cx) {
+        if let Poll::Ready(Err(error)) = self.transport.poll_drain(cx) {
             return Poll::Ready(Err(error));
         }
-        stall.poll(cx, &transport).map(|()| {
-            front.stats.stalls.increment();
+        self.stall.poll(cx, &self.transport).map(|()| {
+            self.front.stats.stalls.increment();
             Err(io::Error::new(
                 io::ErrorKind::TimedOut,
                 "the client took no bytes for timeouts.stall",
             ))
         })
-    })
-    .await
+    }
+
+    fn drains(&mut self, cx: &mut Context<'_>) -> bool {
+        let polled = std::mem::replace(&mut self.drain_polled, true);
+        if polled && !self.worker.drain.has_changed().unwrap_or(true) {
+            return false;
+        }
+        let begins = |drain: &mut Pin<Box<D>>| drain.as_mut().poll(cx).is_ready();
+        let begins = self.drain.as_mut().is_some_and(begins);
+        if begins {
+            self.drain = None;
+        }
+        begins
+    }
+
+    fn go_away(&mut self, cx: &Context<'_>) {
+        self.connection.graceful_shutdown();
+        // The frame is written by the next poll.
+        cx.waker().wake_by_ref();
+    }
 }
 
 fn builder(settings: &ServerHttp2) -> server::Builder {
@@ -142,10 +159,11 @@ async fn stream(
     front: Arc<Front>,
     worker: Rc<Worker>,
 ) {
+    let _live = worker.live();
     let context = stream_context(&request);
     let request = request.map(|body| receive::body(body, Sender::Client));
     let most_headers = front.settings.http2.http2.max_headers;
-    let answer = answer(request, context.clone(), worker, most_headers);
+    let answer = answer(request, context.clone(), &worker, most_headers);
     let Some(response) = unless_reset(&mut respond, &context, answer).await else {
         return;
     };
