@@ -705,6 +705,23 @@ async fn head_is_answered_with_the_length_of_what_get_would_bring() {
 
 // === the rest of HTTP/1.1 ===
 
+/// RFC 9112, section 3.2.2: what stands in `Host` beside a whole URI is not looked at, and must not be passed on.
+#[tokio::test]
+async fn host_of_a_whole_uri_wins_over_the_header() {
+    let (upstream, proxy) = with_http1().await;
+    let mut client = Peer::connect(&proxy.address).await;
+
+    client
+        .write("GET http://e2e.test:81/a?b HTTP/1.1\r\nhost: other.test\r\n\r\n")
+        .await;
+
+    let request = upstream.accept().await.head().await;
+    assert_eq!(
+        (request.line.as_str(), request.values("host")),
+        ("GET /a?b HTTP/1.1", vec!["e2e.test:81"])
+    );
+}
+
 #[tokio::test]
 async fn client_of_http1_0_reads_up_to_the_end_of_the_connection() {
     let (mut upstream, proxy) = with_http2().await;
