@@ -81,9 +81,8 @@ pub(crate) fn for_http1(parts: &mut Parts) -> Result<(), Error> {
     parts.version = Version::HTTP_11;
     strip_hop_by_hop(&mut parts.headers);
     parts.headers.remove(header::EXPECT);
-    if let Some(authority) = parts.uri.authority()
-        && (from_http2 || !parts.headers.contains_key(header::HOST))
-    {
+    // It is what the route was found by, whatever `Host` says beside it (RFC 9112, 3.2.2).
+    if let Some(authority) = parts.uri.authority() {
         let host = HeaderValue::from_str(authority.as_str()).map_err(|_| bad_host())?;
         parts.headers.insert(header::HOST, host);
     }

@@ -1,10 +1,10 @@
 //! What `grpc-timeout` promises to the client, and what it tells the upstream.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use h2::Reason;
 use thalweg_proto::{deadline, status::Code};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::Instant};
 
 use crate::support::{
     client::{self, Client},
@@ -14,7 +14,9 @@ use crate::support::{
 };
 
 const PATH: &str = "/e2e.Echo/Talk";
-const SHORT: [(&str, &str); 1] = [("grpc-timeout", "100m")];
+
+/// Long enough for a busy machine to get a call to its upstream, and to have its answer begun.
+const SHORT: [(&str, &str); 1] = [("grpc-timeout", "1S")];
 
 fn assert_exceeded(answer: &Answer) {
     assert_eq!(
@@ -40,7 +42,7 @@ async fn silent_upstream_is_cut_off_with_a_status() {
     assert_exceeded(&answer);
     assert_eq!(answer.reset, None);
     assert!(
-        started.elapsed() >= Duration::from_millis(100),
+        started.elapsed() >= Duration::from_secs(1),
         "ended before its time"
     );
     assert_eq!(upstream.reset_by_peer().await, Reason::CANCEL);

@@ -385,6 +385,10 @@ async fn cancel_before_the_head_reaches_the_upstream_with_the_clients_code() {
     call.outgoing.reset(Reason::ENHANCE_YOUR_CALM);
 
     assert_eq!(upstream.reset_by_peer().await, Reason::ENHANCE_YOUR_CALM);
+    // Whoever is left to tell of it is the operator.
+    proxy
+        .metric_is("thalweg_proxy_ends_total{reason=\"client_cancelled\"}", 1)
+        .await;
 }
 
 #[tokio::test]
@@ -655,6 +659,146 @@ async fn refused_call_does_not_wait_for_the_end_of_its_request() {
 
     assert_eq!(call.answer().await.code(), Code::Unimplemented);
     assert_eq!(call.outgoing.reset_by_peer().await, Reason::NO_ERROR);
+}
+
+#[tokio::test]
+async fn more_headers_than_the_listener_takes_are_refused() {
+    let upstream = Upstream::start().await;
+    let proxy = Yaml::to(&upstream)
+        .listener("http2: {max_headers: 10}")
+        .start()
+        .await;
+    let client = Client::connect(&proxy).await;
+
+    let answer = client
+        .call(PATH, &[("x-many", "1"); 20])
+        .await
+        .answer()
+        .await;
+
+    assert_eq!(
+        (answer.code(), answer.reason()),
+        (Code::ResourceExhausted, Some("too_many_headers"))
+    );
+    assert!(answer.text().contains("max_headers"), "{}", answer.text());
+    let mut request = http::Request::get("http://e2e.test/");
+    for _ in 0..20 {
+        request = request.header("x-many", "1");
+    }
+    let answer = client.open(request, true).await.answer().await;
+    assert_eq!(
+        (answer.status.as_u16(), answer.reason()),
+        (431, Some("too_many_headers"))
+    );
+    assert!(!upstream.has_call());
+}
+
+#[tokio::test]
+async fn tunnels_are_refused() {
+    let upstream = Upstream::start().await;
+    let proxy = Yaml::to(&upstream).start().await;
+    let client = Client::connect(&proxy).await;
+
+    let answer = client
+        .open(http::Request::connect("e2e.test:443"), false)
+        .await
+        .answer()
+        .await;
+
+    assert_eq!(
+        (answer.status.as_u16(), answer.reason()),
+        (405, Some("connect_refused"))
+    );
+    assert!(!upstream.has_call());
+}
+
+#[tokio::test]
+async fn host_that_is_none_is_refused() {
+    let upstream = Upstream::start().await;
+    let proxy = Yaml::to(&upstream).start().await;
+    let mut client = plain::Peer::connect(&proxy.address).await;
+
+    client
+        .write("GET / HTTP/1.1\r\nhost: not a host\r\n\r\n")
+        .await;
+
+    let head = client.head().await;
+    assert!(head.line.starts_with("HTTP/1.1 400"), "{}", head.line);
+    assert_eq!(head.values("thalweg-reason"), ["bad_host"]);
+    assert!(!upstream.has_call());
+}
+
+// === stalls ===
+
+#[tokio::test]
+async fn upstream_that_takes_nothing_is_given_up_and_the_setting_named() {
+    let mut closed = builder();
+    closed.initial_window_size(0);
+    let mut upstream = Upstream::start_with(&closed).await;
+    let proxy = Yaml::to(&upstream)
+        .route("timeouts: {stall: 200ms}")
+        .start()
+        .await;
+    let mut call = Client::connect(&proxy).await.call(PATH, &[]).await;
+    call.outgoing.data_now(vec![0; 1000]);
+    let mut upstream = upstream.call().await;
+
+    let answer = call.answer().await;
+
+    assert_ended(&answer, Code::Unavailable, "upstream_stalled");
+    let text = answer.text();
+    assert!(
+        text.contains("timeouts.stall") && text.contains("200ms"),
+        "{text}"
+    );
+    assert_eq!(upstream.reset_by_peer().await, Reason::CANCEL);
+}
+
+#[tokio::test]
+async fn client_that_takes_nothing_is_given_up() {
+    let mut upstream = Upstream::start().await;
+    let proxy = Yaml::to(&upstream)
+        .listener("timeouts: {stall: 200ms}")
+        .start()
+        .await;
+    let mut closed = h2::client::Builder::new();
+    closed.initial_window_size(0);
+    let client = Client::connect_with(&proxy.address, &closed).await;
+    let mut call = client.call(PATH, &[]).await;
+    let mut upstream = upstream.call().await;
+    let mut outgoing = upstream.respond();
+    outgoing.data_now(vec![0; 1000]);
+
+    let (_, mut incoming) = call.head().await;
+
+    assert_eq!(incoming.broken().await, Reason::CANCEL);
+    assert_eq!(outgoing.reset_by_peer().await, Reason::CANCEL);
+}
+
+#[tokio::test]
+async fn silence_is_no_stall() {
+    let mut upstream = Upstream::start().await;
+    let stall = "timeouts: {stall: 10ms}";
+    let proxy = Yaml::to(&upstream)
+        .listener(stall)
+        .route(stall)
+        .cluster("stall: 10ms")
+        .start()
+        .await;
+    let mut call = Client::connect(&proxy).await.call(PATH, &[]).await;
+    let mut upstream = upstream.call().await;
+    let mut outgoing = upstream.respond();
+    let (head, mut incoming) = call.head().await;
+
+    // Many times the limit, in which nobody has anything to say.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+
+    call.outgoing.message(b"there").await;
+    assert_eq!(upstream.incoming.message().await.unwrap(), "there");
+    outgoing.message(b"back").await;
+    assert_eq!(incoming.message().await.unwrap(), "back");
+    outgoing.trailers(&[("grpc-status", "0")]);
+    assert_eq!(client::answer(head, &mut incoming).await.code(), Code::Ok);
 }
 
 // === the end of the proxy ===

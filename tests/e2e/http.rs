@@ -580,6 +580,61 @@ async fn client_of_http1_that_leaves_is_a_cancel() {
     assert_eq!(talking.incoming.broken().await, Reason::CANCEL);
 }
 
+#[tokio::test]
+async fn requests_to_http1_wait_their_turn_within_the_bound() {
+    let upstream = PlainUpstream::bind().await;
+    let proxy = Yaml::to_http1(&upstream.address)
+        .cluster("pool: {max_connections: 1, max_pending: 1}")
+        .start()
+        .await;
+    let client = Client::connect(&proxy).await;
+    let mut first = client
+        .open(Request::get("http://e2e.test/first"), true)
+        .await;
+    let mut peer = upstream.accept().await;
+    peer.head().await;
+    let mut second = client
+        .open(Request::get("http://e2e.test/second"), true)
+        .await;
+    proxy
+        .metric_is("thalweg_cluster_pending{cluster=\"main\"}", 1)
+        .await;
+
+    let answer = client
+        .open(Request::get("http://e2e.test/third"), true)
+        .await
+        .answer()
+        .await;
+    assert_eq!(
+        (answer.status.as_u16(), answer.reason()),
+        (503, Some("upstream_pending_overflow"))
+    );
+
+    peer.write(EMPTY).await;
+    assert_eq!(first.answer().await.status, 200);
+    assert_eq!(peer.head().await.line, "GET /second HTTP/1.1");
+    peer.write(EMPTY).await;
+    assert_eq!(second.answer().await.status, 200);
+}
+
+#[tokio::test]
+async fn early_answer_reaches_a_client_of_http1_whole() {
+    let (mut upstream, proxy) = with_http2().await;
+    let mut client = Peer::connect(&proxy.address).await;
+    client.write(post_chunked("/")).await;
+    client.write_chunk(b"the first of many").await;
+    let mut upstream = upstream.call().await;
+    upstream.incoming.chunk().await.unwrap().unwrap();
+
+    let mut outgoing = upstream.respond_with(413, &[]);
+    outgoing.data(vec![7; 100_000]).await;
+    outgoing.end();
+
+    assert!(client.head().await.line.starts_with("HTTP/1.1 413"));
+    assert_eq!(client.chunked().await.0, vec![7; 100_000]);
+    upstream.incoming.broken().await;
+}
+
 // === answers without a body ===
 
 #[tokio::test]
@@ -649,6 +704,41 @@ async fn head_is_answered_with_the_length_of_what_get_would_bring() {
 }
 
 // === the rest of HTTP/1.1 ===
+
+/// RFC 9112, section 3.2.2: what stands in `Host` beside a whole URI is not looked at, and must not be passed on.
+#[tokio::test]
+async fn host_of_a_whole_uri_wins_over_the_header() {
+    let (upstream, proxy) = with_http1().await;
+    let mut client = Peer::connect(&proxy.address).await;
+
+    client
+        .write("GET http://e2e.test:81/a?b HTTP/1.1\r\nhost: other.test\r\n\r\n")
+        .await;
+
+    let request = upstream.accept().await.head().await;
+    assert_eq!(
+        (request.line.as_str(), request.values("host")),
+        ("GET /a?b HTTP/1.1", vec!["e2e.test:81"])
+    );
+}
+
+#[tokio::test]
+async fn client_of_http1_0_reads_up_to_the_end_of_the_connection() {
+    let (mut upstream, proxy) = with_http2().await;
+    let mut client = Peer::connect(&proxy.address).await;
+    client
+        .write("GET / HTTP/1.0\r\nhost: e2e.test\r\n\r\n")
+        .await;
+
+    let mut upstream = upstream.call().await;
+    let mut outgoing = upstream.respond_with(200, &[]);
+    outgoing.data("all of it").await;
+    outgoing.end();
+
+    let head = client.head().await;
+    assert!(!head.has("transfer-encoding"), "{head:?}");
+    assert_eq!(client.rest().await, "all of it");
+}
 
 #[tokio::test]
 async fn client_that_waits_for_leave_to_send_gets_it() {

@@ -173,6 +173,33 @@ async fn early_answer_is_delivered_whole_and_the_request_is_stopped() {
     upstream.incoming.broken().await;
 }
 
+/// The client reads little by little and sends all the while, so the answer has to wait for it.
+#[tokio::test]
+async fn early_answer_is_delivered_whole_to_a_client_that_reads_slowly() {
+    let mut upstream = Upstream::start().await;
+    let proxy = Yaml::to(&upstream).start().await;
+    let mut narrow = h2::client::Builder::new();
+    narrow.initial_window_size(1000);
+    let client = Client::connect_with(&proxy.address, &narrow).await;
+    let mut call = client.call("/e2e.Echo/Upload", &[]).await;
+    call.outgoing.message(b"the first of many").await;
+    let mut upstream = upstream.call().await;
+    upstream.incoming.message().await.unwrap();
+
+    let mut outgoing = upstream.respond();
+    outgoing.message(&[7; 100_000]).await;
+    outgoing.trailers(&[("grpc-status", "0")]);
+    let (head, mut incoming) = call.head().await;
+    for _ in 0..50 {
+        call.outgoing.message(b"and another").await;
+        let some = incoming.chunk().await.unwrap().unwrap();
+        assert!(some.iter().all(|byte| [0, 1, 0x86, 0xa0, 7].contains(byte)));
+    }
+
+    let answer = client::answer(head, &mut incoming).await;
+    assert_eq!((answer.code(), answer.reset), (Code::Ok, None));
+}
+
 #[tokio::test]
 async fn answer_without_a_body_is_delivered_while_the_request_still_comes() {
     let mut upstream = Upstream::start().await;

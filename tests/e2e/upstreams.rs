@@ -175,12 +175,15 @@ async fn our_own_limit_holds_where_the_peer_has_none() {
 
 // === the queue ===
 
-async fn full() -> (Upstream, TestProxy, Client, Call, upstream::Call) {
+/// One connection with room for one stream, which is taken, and a queue of two.
+async fn full(connect_timeout: &str) -> (Upstream, TestProxy, Client, Call, upstream::Call) {
     let mut one = builder();
     one.max_concurrent_streams(1);
     let mut upstream = Upstream::start_with(&one).await;
     let proxy = Yaml::to(&upstream)
-        .cluster("connect_timeout: 200ms, pool: {max_connections: 1, max_pending: 2}")
+        .cluster(&format!(
+            "connect_timeout: {connect_timeout}, pool: {{max_connections: 1, max_pending: 2}}"
+        ))
         .start()
         .await;
     let client = Client::connect(&proxy).await;
@@ -191,7 +194,7 @@ async fn full() -> (Upstream, TestProxy, Client, Call, upstream::Call) {
 
 #[tokio::test]
 async fn stream_that_finds_the_queue_full_is_refused_at_once() {
-    let (_upstream, proxy, client, _holding, _held) = full().await;
+    let (_upstream, proxy, client, _holding, _held) = full("1h").await;
     let _waiting = open(&client, 2).await;
     proxy.metric_is(PENDING, 2).await;
 
@@ -216,7 +219,7 @@ async fn stream_that_finds_the_queue_full_is_refused_at_once() {
 
 #[tokio::test]
 async fn stream_that_waits_in_vain_is_given_up_in_time() {
-    let (_upstream, proxy, client, _holding, _held) = full().await;
+    let (_upstream, proxy, client, _holding, _held) = full("200ms").await;
 
     let answer = client.call(PATH, &[]).await.answer().await;
 
@@ -234,7 +237,7 @@ async fn stream_that_waits_in_vain_is_given_up_in_time() {
 
 #[tokio::test]
 async fn stream_that_waits_gets_the_place_of_one_that_ends() {
-    let (mut upstream, proxy, client, mut holding, mut held) = full().await;
+    let (mut upstream, proxy, client, mut holding, mut held) = full("1h").await;
     let mut waiting = client.call(PATH, &[]).await;
     proxy.metric_is(PENDING, 1).await;
 
@@ -249,7 +252,7 @@ async fn stream_that_waits_gets_the_place_of_one_that_ends() {
 
 #[tokio::test]
 async fn client_that_gives_up_waiting_leaves_the_queue() {
-    let (_upstream, proxy, client, _holding, _held) = full().await;
+    let (_upstream, proxy, client, _holding, _held) = full("1h").await;
     let mut waiting = open(&client, 2).await;
     proxy.metric_is(PENDING, 2).await;
 
@@ -264,7 +267,7 @@ async fn client_that_gives_up_waiting_leaves_the_queue() {
 
 #[tokio::test]
 async fn cancelled_wait_gives_its_place_to_the_next() {
-    let (mut upstream, proxy, client, mut holding, mut held) = full().await;
+    let (mut upstream, proxy, client, mut holding, mut held) = full("1h").await;
     let mut gone = client.call(PATH, &[]).await;
     proxy.metric_is(PENDING, 1).await;
     let mut waiting = client.call(PATH, &[]).await;
@@ -330,7 +333,8 @@ async fn connection_that_is_old_ends_with_its_last_stream() {
         .metric_is("thalweg_cluster_retired_total{cluster=\"main\"}", 1)
         .await;
     let _new = client.call(PATH, &[]).await;
-    assert_eq!(upstream.call().await.connection.index, 1);
+    let next = upstream.call().await;
+    assert_eq!(next.connection.index, 1);
     let mut outgoing = held.respond();
     outgoing.message(b"still here").await;
     outgoing.trailers(&OK);
@@ -422,7 +426,7 @@ async fn silent_endpoint_is_passed_over_in_time() {
     let upstream = Upstream::start().await.serve(echo);
     let proxy = Yaml::to(silent.local_addr().unwrap())
         .and(&upstream)
-        .cluster("connect_timeout: 100ms")
+        .cluster("connect_timeout: 500ms")
         .start()
         .await;
     let client = Client::connect(&proxy).await;

@@ -91,9 +91,13 @@ impl Yaml {
             endpoints,
             address,
             listener,
-            cluster,
+            mut cluster,
             route,
         } = self;
+        if !cluster.contains("connect_timeout") {
+            // A busy machine is no upstream that is down.
+            cluster.push_str(", connect_timeout: 1m");
+        }
         let endpoints = endpoints.join(", ");
         TestProxy::start(&format!(
             "listeners: [{{name: it, address: \"{address}\"{listener}}}]\n\
