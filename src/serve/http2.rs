@@ -97,10 +97,12 @@ async fn drive(
             .as_mut()
             .is_some_and(|timer| timer.as_mut().poll(cx).is_ready())
         {
-            first_headers = None;
             front.stats.first_headers_timeouts.increment();
-            connection.graceful_shutdown();
-            cx.waker().wake_by_ref();
+            // A graceful end would wait until the client has answered a PING, and one that says nothing never does.
+            connection.abrupt_shutdown(Reason::NO_ERROR);
+            let _ = connection.poll_accept(cx);
+            let _ = transport.poll_drain(cx);
+            return Poll::Ready(Ok(()));
         }
         if let Poll::Ready(Err(error)) = transport.poll_drain(cx) {
             return Poll::Ready(Err(error));
