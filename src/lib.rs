@@ -38,9 +38,9 @@
 //! 9. The head goes out before the first byte of the body. From now on the response's body drives both directions: reading
 //!    it moves the request on as well.
 //! 10. Bytes move as the far side takes them. Each chunk carries its credit, which returns to the sender when the chunk has been
-//!    handed on, so a stream holds one window and no more. Trailers, resets and cancels move both ways.
+//!     handed on, so a stream holds one window and no more. Trailers, resets and cancels move both ways.
 //! 11. When the stream's task ends, however it ends, everything that it owned is dropped: places return, the upstream's stream
-//!    is reset if it was not over, and the metrics count the stream by its real ending.
+//!     is reset if it was not over, and the metrics count the stream by its real ending.
 //!
 //! # Where this differs from the first design
 //!

@@ -1,10 +1,10 @@
 //! What `grpc-timeout` promises to the client, and what it tells the upstream.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use h2::Reason;
 use thalweg_proto::{deadline, status::Code};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::Instant};
 
 use crate::support::{
     client::{self, Client},
