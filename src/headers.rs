@@ -20,6 +20,8 @@ const HOP_BY_HOP: [HeaderName; 6] = [
     HeaderName::from_static("proxy-connection"),
 ];
 
+const NO_AUTHORITY: &str = "the request's Host is no authority";
+
 /// Removes what belongs to one HTTP/1.1 connection.
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
@@ -47,6 +49,16 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// Refuses a request whose host is in doubt: two readers of it might see two different ones (RFC 9112, 3.2).
+pub(crate) fn check_host(version: Version, headers: &HeaderMap) -> Result<(), Error> {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (None, _) if version == Version::HTTP_11 => Err(bad_host("the request has no Host")),
+        (_, Some(_)) => Err(bad_host("the request has more than one Host")),
+        _ => Ok(()),
+    }
+}
+
 /// Makes a request fit for an HTTP/2 upstream.
 pub(crate) fn for_http2(parts: &mut Parts) -> Result<(), Error> {
     let from_http1 = parts.version != Version::HTTP_2;
@@ -63,7 +75,9 @@ pub(crate) fn for_http2(parts: &mut Parts) -> Result<(), Error> {
     let host = parts.headers.remove(header::HOST);
     let authority = match (parts.uri.authority(), host) {
         (Some(authority), _) => authority.clone(),
-        (None, Some(host)) => Authority::try_from(host.as_bytes()).map_err(|_| bad_host())?,
+        (None, Some(host)) => {
+            Authority::try_from(host.as_bytes()).map_err(|_| bad_host(NO_AUTHORITY))?
+        }
         (None, None) => Authority::from_static("localhost"),
     };
     let mut uri = std::mem::take(&mut parts.uri).into_parts();
@@ -71,7 +85,7 @@ pub(crate) fn for_http2(parts: &mut Parts) -> Result<(), Error> {
     uri.authority = Some(authority);
     uri.path_and_query
         .get_or_insert_with(|| PathAndQuery::from_static("/"));
-    parts.uri = Uri::from_parts(uri).map_err(|_| bad_host())?;
+    parts.uri = Uri::from_parts(uri).map_err(|_| bad_host(NO_AUTHORITY))?;
     Ok(())
 }
 
@@ -83,7 +97,7 @@ pub(crate) fn for_http1(parts: &mut Parts) -> Result<(), Error> {
     parts.headers.remove(header::EXPECT);
     // It is what the route was found by, whatever `Host` says beside it (RFC 9112, 3.2.2).
     if let Some(authority) = parts.uri.authority() {
-        let host = HeaderValue::from_str(authority.as_str()).map_err(|_| bad_host())?;
+        let host = HeaderValue::from_str(authority.as_str()).map_err(|_| bad_host(NO_AUTHORITY))?;
         parts.headers.insert(header::HOST, host);
     }
     if from_http2 {
@@ -112,13 +126,8 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-fn bad_host() -> Error {
-    Error::new(
-        Code::InvalidArgument,
-        "bad_host",
-        Side::Client,
-        "the request's Host is no authority",
-    )
+fn bad_host(message: &'static str) -> Error {
+    Error::new(Code::InvalidArgument, "bad_host", Side::Client, message)
 }
 
 #[cfg(test)]
@@ -170,6 +179,23 @@ mod tests {
                 &HeaderValue::from_static("example.test:81")
             )
         );
+    }
+
+    #[test]
+    fn host_in_doubt_is_refused() {
+        let good = |hosts: &[&str], version| {
+            let request = hosts.iter().fold(Request::get("/"), |request, host| {
+                request.header("host", *host)
+            });
+            check_host(version, &parts(request).headers).is_ok()
+        };
+
+        assert!(good(&["a"], Version::HTTP_11));
+        assert!(!good(&[], Version::HTTP_11));
+        assert!(good(&[], Version::HTTP_10));
+        assert!(good(&[], Version::HTTP_2));
+        assert!(!good(&["a", "a"], Version::HTTP_10));
+        assert!(!good(&["a", "b"], Version::HTTP_2));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use thalweg_proto::{deadline, method::is_grpc_content_type, status::Code};
 use tokio::time::{Instant, timeout};
 
 use crate::{
-    config,
+    config, headers,
     respond::respond,
     telemetry::ListenerStats,
     transport::{Socket, Spoken, Transport},
@@ -92,6 +92,7 @@ fn route(
         )
         .with_http_status(505));
     }
+    headers::check_host(request.version(), request.headers())?;
     if let Some(value) = request.headers().get(GRPC_TIMEOUT)
         && stream.protocol() == Protocol::Grpc
         && let Err(fault) = deadline::parse(value.as_bytes())

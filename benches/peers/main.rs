@@ -6,7 +6,7 @@
 //! **How.**
 //!
 //! 1. Every proxy is found ([`proxy`]) and started with one worker, each in front of a [`backend`] of its own.
-//! 2. Round after round, each workload ([`work`]) goes through each proxy in turn ([`measure`]), done by a [`load`]
+//! 2. Round after round, each workload ([`work`]) goes through each proxy in turn ([`mod@measure`]), done by a [`load`]
 //!    generator. Idle proxies wait meanwhile, which costs nothing.
 //! 3. The workloads about memory start a new proxy for each measurement.
 //! 4. [`table`] prints medians, ratios to Envoy's, and the spread.

@@ -97,9 +97,12 @@ impl<D: Future<Output = ()>> Drive<D> {
         }
         let late = |timer: &mut Pin<Box<Sleep>>| timer.as_mut().poll(cx).is_ready();
         if self.first_headers.as_mut().is_some_and(late) {
-            self.first_headers = None;
             self.front.stats.first_headers_timeouts.increment();
-            self.go_away(cx);
+            // A graceful end would wait until the client has answered a PING, and one that says nothing never does.
+            self.connection.abrupt_shutdown(Reason::NO_ERROR);
+            let _ = self.connection.poll_accept(cx);
+            let _ = self.transport.poll_drain(cx);
+            return Poll::Ready(Ok(()));
         }
         if let Poll::Ready(Err(error)) = self.transport.poll_drain(cx) {
             return Poll::Ready(Err(error));

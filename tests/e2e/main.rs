@@ -7,6 +7,7 @@
 //! | `http` | plain HTTP, over every pair of protocols |
 //! | `resets` | what each reset code of one side becomes on the other |
 //! | `shapes` | every kind of call, as client and upstream see it |
+//! | `strangers` | what clients get that do not keep to the protocol, or keep to the least of it |
 //! | `upstreams` | which connection and which endpoint a stream takes |
 //!
 //! Each test is named as what it promises. Ports are 0, every wait is bounded, and nothing sleeps to give others time: a test
@@ -22,6 +23,7 @@ mod endings;
 mod http;
 mod resets;
 mod shapes;
+mod strangers;
 #[allow(
     dead_code,
     reason = "a vocabulary; not every word is needed at every time"

@@ -1,0 +1,60 @@
+//! What clients get that do not keep to the protocol, or keep to the least of it.
+
+use thalweg_proto::status::Code;
+
+use crate::support::{
+    plain,
+    proxy::Yaml,
+    raw::{self, Peer},
+    upstream::nobody,
+    within,
+};
+
+/// It does not answer the proxy's PING either, so nothing that waits for it would ever end.
+#[tokio::test]
+async fn client_that_opens_no_stream_is_closed() {
+    let proxy = Yaml::to(nobody().await)
+        .listener("timeouts: {first_headers: 50ms}")
+        .start()
+        .await;
+    let mut client = Peer::connect(&proxy.listener("it")).await;
+
+    client
+        .write(&[raw::PREFACE, &raw::settings(&[])].concat())
+        .await;
+
+    within("the proxy closes the connection", client.closed()).await;
+    let timeouts = "thalweg_listener_first_headers_timeouts_total{listener=\"it\"}";
+    assert_eq!(proxy.metric(timeouts).await, 1);
+}
+
+#[tokio::test]
+async fn client_that_begins_its_headers_and_never_ends_them_is_closed() {
+    let proxy = Yaml::to(nobody().await)
+        .listener("timeouts: {first_headers: 50ms}")
+        .start()
+        .await;
+    let mut client = Peer::client(&proxy.listener("it"), &[]).await;
+    let whole = raw::headers(1, &[(":method", "GET"), (":path", "/")], true);
+
+    client.write(&whole[..whole.len() - 1]).await;
+
+    within("the proxy closes the connection", client.closed()).await;
+}
+
+#[tokio::test]
+async fn request_whose_host_is_in_doubt_is_refused() {
+    let proxy = Yaml::to_http1(nobody().await).start().await;
+
+    for hosts in ["", "host: a\r\nhost: b\r\n"] {
+        let mut client = plain::Peer::connect(&proxy.listener("it")).await;
+        client.write(format!("GET / HTTP/1.1\r\n{hosts}\r\n")).await;
+        let head = client.head().await;
+
+        assert_eq!(
+            head.line,
+            format!("HTTP/1.1 {} Bad Request", Code::InvalidArgument.to_http())
+        );
+        assert_eq!(head.values("thalweg-reason"), ["bad_host"]);
+    }
+}
