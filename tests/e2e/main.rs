@@ -2,6 +2,7 @@
 //!
 //! | file | what it promises |
 //! |---|---|
+//! | `backpressure` | how far a sender gets whose reader does not read |
 //! | `endings` | how streams end when somebody does not keep to the plan |
 //! | `shapes` | every kind of call, as client and upstream see it |
 //!
@@ -13,6 +14,7 @@
     reason = "a test that meets an error has failed, and clippy.toml allows it in test functions only"
 )]
 
+mod backpressure;
 mod endings;
 mod shapes;
 #[allow(
