@@ -3,7 +3,7 @@
 //! `thalweg` alone is `thalweg serve --config config.yaml`. Exit codes: 0 for an end that was asked for, 64 for a
 //! configuration that is refused, 1 for a proxy that could not start.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
@@ -92,6 +92,8 @@ fn serve(config: Config) -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // Colours are for people; a file or a collector would keep the escape codes.
+        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
         .init();
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -196,6 +196,9 @@ pub struct Pool {
     pub max_streams_per_connection: u32,
     /// Streams that may wait for a connection, for each worker.
     pub max_pending: usize,
+    /// After so long, a stream whose bytes the upstream does not take keeps new streams off its
+    /// connection.
+    pub avoid_stalled: Duration,
     /// Age at which a connection takes no new streams; zero is never.
     pub max_connection_age: Duration,
     /// How long a connection without streams is kept.
@@ -391,6 +394,7 @@ impl Default for Pool {
             max_connections: 64,
             max_streams_per_connection: 100,
             max_pending: 1024,
+            avoid_stalled: Duration::from_secs(1),
             max_connection_age: Duration::ZERO,
             idle_timeout: Duration::from_secs(90),
         }

@@ -12,7 +12,6 @@
 //! 4. Always watch for a reset from the far side, also while there is nothing to send and while a write is blocked.
 
 use std::{
-    future::Future,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -22,9 +21,8 @@ use h2::{Reason, SendStream};
 use http::HeaderMap;
 use http_body::Body as _;
 use thalweg_filters::{Body, Error};
-use tokio::time::{Sleep, sleep};
 
-use crate::{stage::Stage, transport::Payload};
+use crate::{stage::Stage, stall::Stall, transport::Payload};
 
 /// Moves one body into one stream; see the [module docs](self).
 pub(crate) struct Pump {
@@ -52,26 +50,10 @@ enum End {
     Trailers(HeaderMap),
 }
 
-/// Notices a far side that takes nothing while bytes wait. The timer is set when the pump blocks and is not touched for
-/// each byte: when it fires, it looks whether anything has moved.
-struct Stall {
-    limit: Duration,
-    timer: Option<Pin<Box<Sleep>>>,
-    sent: u64,
-    sent_when_set: u64,
-}
-
 // === impl Pump ===
 
 impl Pump {
-    /// `stall` is the longest that bytes may wait without any being taken; zero waits for ever.
-    pub(crate) fn new(source: Body, sink: SendStream<Payload>, stall: Duration) -> Self {
-        let stall = Stall {
-            limit: stall,
-            timer: None,
-            sent: 0,
-            sent_when_set: 0,
-        };
+    pub(crate) fn new(source: Body, sink: SendStream<Payload>, stall: Stall) -> Self {
         Self {
             source,
             sink,
@@ -94,16 +76,14 @@ impl Pump {
             Err(stop) => return Poll::Ready(Err(stop)),
         }
         if self.finished {
-            self.stall.timer = None;
+            self.stall.settle();
             return Poll::Ready(Ok(()));
         }
         match self.sink.poll_reset(cx) {
             Poll::Ready(Ok(reason)) => Poll::Ready(Err(Stop::Sink(Some(reason)))),
             Poll::Ready(Err(_)) => Poll::Ready(Err(Stop::Sink(None))),
-            Poll::Pending => self
-                .stall
-                .poll(cx, !self.staged.is_empty())
-                .map(|limit| Err(Stop::Stalled(limit))),
+            Poll::Pending if self.staged.is_empty() => Poll::Pending,
+            Poll::Pending => self.stall.poll(cx).map(|limit| Err(Stop::Stalled(limit))),
         }
     }
 
@@ -151,7 +131,7 @@ impl Pump {
                 }
             }
             let (bytes, credit) = self.staged.pop(granted).into_parts();
-            self.stall.sent += bytes.len() as u64;
+            self.stall.moved(bytes.len());
             let last = self.staged.is_empty() && matches!(self.ended, Some(End::Clean));
             self.sink.send_data(bytes.into(), last).map_err(gone)?;
             drop(credit);
@@ -175,30 +155,6 @@ impl Pump {
         match self.sink.poll_reset(cx) {
             Poll::Ready(Ok(reason)) => Some(reason),
             _ => None,
-        }
-    }
-}
-
-// === impl Stall ===
-
-impl Stall {
-    fn poll(&mut self, cx: &mut Context<'_>, waiting: bool) -> Poll<Duration> {
-        if !waiting || self.limit.is_zero() {
-            // A timer that is left running fires once and finds nothing waiting.
-            return Poll::Pending;
-        }
-        loop {
-            let timer = self.timer.get_or_insert_with(|| {
-                self.sent_when_set = self.sent;
-                Box::pin(sleep(self.limit))
-            });
-            match timer.as_mut().poll(cx) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(()) if self.sent == self.sent_when_set => {
-                    return Poll::Ready(self.limit);
-                }
-                Poll::Ready(()) => self.timer = None,
-            }
         }
     }
 }

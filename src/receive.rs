@@ -105,22 +105,23 @@ impl Sender {
                     ),
                 )
                 .with_http_status(502),
-                None => {
-                    let (reason, message) = if error.is_go_away() {
-                        let code = error.reason().unwrap_or(Reason::NO_ERROR);
-                        (
-                            "upstream_goaway",
-                            format!("cluster {cluster}: the upstream went away: {}", name(code)),
-                        )
-                    } else {
-                        (
-                            "upstream_lost",
-                            format!("cluster {cluster}: the connection to the upstream was lost"),
-                        )
-                    };
-                    Error::new(Code::Unavailable, reason, Side::Upstream, message)
-                        .with_http_status(502)
-                }
+                None if error.is_go_away() => Error::new(
+                    Code::Unavailable,
+                    "upstream_goaway",
+                    Side::Upstream,
+                    format!(
+                        "cluster {cluster}: the upstream went away: {}",
+                        name(error.reason().unwrap_or(Reason::NO_ERROR))
+                    ),
+                )
+                .with_http_status(502),
+                None => Error::new(
+                    Code::Unavailable,
+                    "upstream_lost",
+                    Side::Upstream,
+                    format!("cluster {cluster}: the connection to the upstream was lost"),
+                )
+                .with_http_status(502),
             },
         }
         .with_source(error)

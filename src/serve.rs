@@ -7,7 +7,7 @@
 
 use std::{rc::Rc, sync::Arc};
 
-use http::{HeaderName, Method, Request, Response, Version, header};
+use http::{HeaderMap, HeaderName, Method, Request, Response, Version, header};
 use thalweg_filters::{Body, Error, Side, StreamContext, stream::Protocol};
 use thalweg_proto::{deadline, method::is_grpc_content_type, status::Code};
 use tokio::time::{Instant, timeout};
@@ -84,7 +84,7 @@ async fn route(
         )
         .with_http_status(431));
     }
-    if stream.protocol() == Protocol::Grpc && request.version() != Version::HTTP_2 {
+    if says_grpc(request.headers()) && stream.protocol() != Protocol::Grpc {
         return Err(Error::new(
             Code::Unimplemented,
             "grpc_over_http1",
@@ -121,10 +121,8 @@ async fn route(
 fn stream_context<B>(request: &Request<B>) -> StreamContext {
     let started_at = Instant::now();
     let headers = request.headers();
-    let grpc = headers
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|value| is_grpc_content_type(value.as_bytes()));
-    if !grpc {
+    // Over HTTP/1.1 there is no gRPC, and whoever tried it reads HTTP statuses.
+    if request.version() != Version::HTTP_2 || !says_grpc(headers) {
         return StreamContext::new(Protocol::Http, started_at, None);
     }
     // A value that cannot be read is refused by `route`, where there is a status to say so.
@@ -136,6 +134,12 @@ fn stream_context<B>(request: &Request<B>) -> StreamContext {
         started_at,
         timeout.and_then(|timeout| started_at.checked_add(timeout)),
     )
+}
+
+fn says_grpc(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|value| is_grpc_content_type(value.as_bytes()))
 }
 
 /// Ready when the worker begins to drain.

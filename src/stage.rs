@@ -39,6 +39,10 @@ impl Stage {
     }
 
     pub(crate) fn push(&mut self, chunk: Chunk) {
+        if chunk.is_empty() {
+            // It would leave as an empty frame, and some peers count those as an attack.
+            return;
+        }
         let first = self.len == 0;
         self.len += chunk.len();
         if first || chunk.len() > SMALL {

@@ -65,6 +65,7 @@ pub(crate) struct ClusterStats {
     pub(crate) pending_overflows: Count,
     pub(crate) retired: Count,
     pub(crate) stalls: Count,
+    pub(crate) stalled_streams: Count,
 }
 
 /// A counter, or a gauge where it is also subtracted from.
@@ -185,7 +186,7 @@ const LISTENER: [Reading<ListenerStats>; 8] = [
     ),
 ];
 
-const CLUSTER: [Reading<ClusterStats>; 9] = [
+const CLUSTER: [Reading<ClusterStats>; 10] = [
     (
         "connections",
         "Connections open now",
@@ -230,6 +231,12 @@ const CLUSTER: [Reading<ClusterStats>; 9] = [
         "Connections taken out of use: lost, sent away, idle or old",
         MetricType::Counter,
         |stats| &stats.retired,
+    ),
+    (
+        "stalled_streams",
+        "Streams now whose bytes the upstream has not taken for pool.avoid_stalled",
+        MetricType::Gauge,
+        |stats| &stats.stalled_streams,
     ),
     (
         "stalls",

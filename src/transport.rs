@@ -100,10 +100,9 @@ impl Transport {
         outbox.poll_drain(cx, socket)
     }
 
-    /// Bytes that the socket has taken so far, or `None` when nothing waits to be written.
+    /// Bytes that the socket has taken so far, or `None` while it is not seen stuck.
     pub(crate) fn write_progress(&self) -> Option<u64> {
-        let shared = self.look();
-        (!shared.outbox.is_empty()).then(|| shared.outbox.written())
+        self.look().outbox.progress()
     }
 
     fn shared(&self) -> RefMut<'_, Shared> {
@@ -169,8 +168,7 @@ impl AsyncWrite for Transport {
         if *batched {
             return outbox.poll_push(cx, socket, slices);
         }
-        ready!(outbox.poll_drain(cx, socket))?;
-        Pin::new(socket).poll_write_vectored(cx, slices)
+        outbox.poll_pass(cx, socket, slices)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -7,7 +7,7 @@
 //! | [`http2`] | connections that carry many streams |
 //! | [`http1`] | connections that carry one request at a time |
 
-use std::{rc::Rc, sync::Arc};
+use std::{cell::Cell, rc::Rc, sync::Arc};
 
 use thalweg_filters::{Error, Side};
 use thalweg_proto::status::Code;
@@ -39,6 +39,19 @@ pub(crate) struct Shared {
     pub(crate) name: Arc<str>,
     pub(crate) settings: Arc<config::Cluster>,
     pub(crate) stats: Arc<ClusterStats>,
+    /// Streams that wait for a connection.
+    pending: Cell<usize>,
+}
+
+/// One stream that waits for a connection, for as long as it does.
+#[derive(Debug)]
+struct Pending<'a>(&'a Shared);
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.0.pending.set(self.0.pending.get() - 1);
+        self.0.stats.pending.decrement();
+    }
 }
 
 impl Cluster {
@@ -48,6 +61,7 @@ impl Cluster {
             name: Arc::clone(&name),
             settings: Arc::clone(settings),
             stats,
+            pending: Cell::new(0),
         });
         let addresses = settings.endpoints.iter().cloned();
         let endpoints = match settings.protocol {
@@ -77,15 +91,19 @@ impl Shared {
         )
     }
 
-    fn overflow(&self) -> Error {
-        self.stats.pending_overflows.increment();
-        self.unavailable(
-            "upstream_pending_overflow",
-            format_args!(
-                "{} streams already wait for a connection (pool.max_pending)",
-                self.settings.pool.max_pending
-            ),
-        )
+    /// One more stream that waits for a connection, or a refusal.
+    fn pending(&self) -> Result<Pending<'_>, Error> {
+        let most = self.settings.pool.max_pending;
+        if self.pending.get() >= most {
+            self.stats.pending_overflows.increment();
+            return Err(self.unavailable(
+                "upstream_pending_overflow",
+                format_args!("{most} streams already wait for a connection (pool.max_pending)"),
+            ));
+        }
+        self.pending.set(self.pending.get() + 1);
+        self.stats.pending.increment();
+        Ok(Pending(self))
     }
 
     fn too_late(&self) -> Error {

@@ -4,6 +4,7 @@
 //! standard input does, so that it cannot outlive the run.
 
 use std::future::poll_fn;
+use std::net::Ipv4Addr;
 use std::task::Poll;
 
 use bytes::Bytes;
@@ -11,15 +12,20 @@ use h2::RecvStream;
 use h2::server::{Connection, SendResponse};
 use http::Request;
 use tokio::io::AsyncReadExt;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::grpc::{self, Body, Failure};
 use crate::transport::{self, Flusher, Transport};
 use crate::work::SMALL_MESSAGE;
 
+/// Connections that may wait to be accepted: some proxies dial once a stream.
+const BACKLOG: u32 = 4096;
+
 /// Serves until standard input ends.
 pub(crate) async fn run() -> Result<(), Failure> {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let socket = TcpSocket::new_v4()?;
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into())?;
+    let listener = socket.listen(BACKLOG)?;
     println!("{}", listener.local_addr()?);
     let mut input = tokio::io::stdin();
     tokio::select! {
@@ -103,7 +109,8 @@ async fn answer(
             let echo = head.uri.path().ends_with("PingPong");
             let mut stream = respond.send_response(grpc::response(), false)?;
             while let Some(chunk) = body.chunk().await? {
-                if echo {
+                // The end of the stream comes as an empty chunk; Envoy drops a connection on empty frames in a row.
+                if echo && !chunk.is_empty() {
                     // As small as the window is large: it need not be asked.
                     stream.send_data(chunk, false)?;
                 }

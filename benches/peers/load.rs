@@ -39,14 +39,14 @@ pub(crate) struct Report {
     pub(crate) p99_ns: u64,
 }
 
-/// What one stream adds to the report.
+/// What streams have to report so far.
 #[derive(Debug, Default)]
 struct Tally {
     operations: u64,
     bytes: u64,
     latencies_ns: Vec<u64>,
-    /// An idle stream, to be kept open.
-    held: Option<Held>,
+    /// Idle streams, to be kept open.
+    held: Vec<Held>,
 }
 
 type Connection = SendRequest<Bytes>;
@@ -59,9 +59,10 @@ pub(crate) async fn run(address: SocketAddr, work: Work, scale: f64) -> Result<(
 
     let mut connections = Vec::new();
     if !work.is_idle() {
-        connections = connect(address, shape).await?;
-        for connection in &connections {
-            warm_up(connection.clone()).await?;
+        for _ in 0..shape.connections {
+            let connection = connect(address).await?;
+            unary(connection.clone(), WARM_UP_CALLS).await?;
+            connections.push(connection);
         }
     }
     println!("ready");
@@ -70,49 +71,42 @@ pub(crate) async fn run(address: SocketAddr, work: Work, scale: f64) -> Result<(
         other => return Err(format!("expected \"go\", got {other:?}").into()),
     }
 
+    let mut total = Tally::default();
     if work.is_idle() {
-        connections = connect(address, shape).await?;
+        // One after the other: ten thousand at once would overflow the backlog of whoever dials once a stream.
+        for _ in 0..shape.connections {
+            total.add(work_on(&[connect(address).await?], work, shape).await?);
+        }
+    } else {
+        total.add(work_on(&connections, work, shape).await?);
     }
-    let (report, held) = work_on(&connections, work, shape).await?;
-    println!("{report}");
+    println!("{}", total.report());
 
     while commands.next_line().await?.is_some() {}
-    drop(held);
+    drop(total);
     Ok(())
 }
 
-async fn connect(address: SocketAddr, shape: Shape) -> Result<Vec<Connection>, Failure> {
-    let mut connections = Vec::with_capacity(shape.connections);
-    for _ in 0..shape.connections {
-        let (transport, flusher) = transport::split(TcpStream::connect(address).await?)?;
-        let (requests, connection) = grpc::client_builder().handshake(transport).await?;
-        tokio::spawn(async move {
-            let mut connection = std::pin::pin!(connection);
-            // Losing the connection fails its streams, and they report it.
-            let _ = poll_fn(|cx| {
-                let state = connection.as_mut().poll(cx).map_err(Failure::from);
-                match flusher.poll_flush(cx) {
-                    Poll::Ready(Err(error)) => Poll::Ready(Err(error.into())),
-                    _ => state,
-                }
-            })
-            .await;
-        });
-        connections.push(requests);
-    }
-    Ok(connections)
+async fn connect(address: SocketAddr) -> Result<Connection, Failure> {
+    let (transport, flusher) = transport::split(TcpStream::connect(address).await?)?;
+    let (requests, connection) = grpc::client_builder().handshake(transport).await?;
+    tokio::spawn(async move {
+        let mut connection = std::pin::pin!(connection);
+        // Losing the connection fails its streams, and they report it.
+        let _ = poll_fn(|cx| {
+            let state = connection.as_mut().poll(cx).map_err(Failure::from);
+            match flusher.poll_flush(cx) {
+                Poll::Ready(Err(error)) => Poll::Ready(Err(error.into())),
+                _ => state,
+            }
+        })
+        .await;
+    });
+    Ok(requests)
 }
 
-async fn warm_up(connection: Connection) -> Result<(), Failure> {
-    unary(connection, WARM_UP_CALLS).await.map(drop)
-}
-
-/// Starts all streams at once and waits for the last.
-async fn work_on(
-    connections: &[Connection],
-    work: Work,
-    shape: Shape,
-) -> Result<(Report, Vec<Held>), Failure> {
+/// Starts all streams of these connections at once and waits for the last.
+async fn work_on(connections: &[Connection], work: Work, shape: Shape) -> Result<Tally, Failure> {
     let mut streams = JoinSet::new();
     for connection in connections {
         for _ in 0..shape.streams {
@@ -126,18 +120,11 @@ async fn work_on(
             };
         }
     }
-    let (mut report, mut latencies_ns, mut held) = (Report::default(), Vec::new(), Vec::new());
+    let mut total = Tally::default();
     while let Some(tally) = streams.join_next().await {
-        let tally = tally??;
-        report.operations += tally.operations;
-        report.bytes += tally.bytes;
-        latencies_ns.extend(tally.latencies_ns);
-        held.extend(tally.held);
+        total.add(tally??);
     }
-    latencies_ns.sort_unstable();
-    report.p50_ns = percentile(&latencies_ns, 50);
-    report.p99_ns = percentile(&latencies_ns, 99);
-    Ok((report, held))
+    Ok(total)
 }
 
 fn percentile(sorted: &[u64], percent: usize) -> u64 {
@@ -247,7 +234,7 @@ async fn hold(mut connection: Connection) -> Result<Tally, Failure> {
     let body = answer(response).await?;
     Ok(Tally {
         operations: 1,
-        held: Some((body, stream)),
+        held: vec![(body, stream)],
         ..Tally::default()
     })
 }
@@ -261,6 +248,27 @@ fn expect_bytes(expected: u64, count: u64) -> Result<(), Failure> {
 
 fn elapsed_ns(started: Instant) -> u64 {
     u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+// === impl Tally ===
+
+impl Tally {
+    fn add(&mut self, other: Self) {
+        self.operations += other.operations;
+        self.bytes += other.bytes;
+        self.latencies_ns.extend(other.latencies_ns);
+        self.held.extend(other.held);
+    }
+
+    fn report(&mut self) -> Report {
+        self.latencies_ns.sort_unstable();
+        Report {
+            operations: self.operations,
+            bytes: self.bytes,
+            p50_ns: percentile(&self.latencies_ns, 50),
+            p99_ns: percentile(&self.latencies_ns, 99),
+        }
+    }
 }
 
 // === impl Report ===

@@ -156,7 +156,11 @@ async fn compare(mut comparison: Comparison) -> Result<(), Failure> {
 
     let mut table = Table::new(&peers.iter().map(|peer| peer.kind).collect::<Vec<_>>());
     for round in 1..=comparison.rounds {
-        for &work in kept.iter().chain(&fresh) {
+        for &work in kept
+            .iter()
+            .chain(&fresh)
+            .filter(|work| round <= work.rounds_max())
+        {
             for peer in &mut peers {
                 eprintln!(
                     "round {round} of {}: {} on {}",

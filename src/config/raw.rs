@@ -260,6 +260,11 @@ pub(super) struct Pool {
     #[schemars(range(min = 0, max = 1_000_000))]
     pub(super) max_pending: Option<Count>,
 
+    /// Time after which a stream whose bytes the upstream does not take marks its connection: new
+    /// streams then go to another one, because a connection shares one window. Default `1s`.
+    #[schemars(extend("minimum" = 1))]
+    pub(super) avoid_stalled: Option<Duration>,
+
     /// Age at which a connection takes no new streams and ends with its last one; `0s` is never.
     /// Default `0s`: only load balancers that spread connections need it.
     pub(super) max_connection_age: Option<Duration>,

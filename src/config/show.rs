@@ -95,6 +95,7 @@ fn pool(pool: &Pool) -> Value {
     json!({
         "max_connections": pool.max_connections,
         "max_streams_per_connection": pool.max_streams_per_connection,
+        "avoid_stalled": duration(pool.avoid_stalled),
         "max_pending": pool.max_pending,
         "max_connection_age": duration(pool.max_connection_age),
         "idle_timeout": duration(pool.idle_timeout),

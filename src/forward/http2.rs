@@ -56,7 +56,7 @@ pub(crate) async fn exchange(
     };
     let mut exchange = Exchange {
         upload,
-        pump: Pump::new(body, sink, stall),
+        pump: Pump::new(body, sink, lease.stall(stall)),
         stream,
         sender,
         complete: false,

@@ -1,6 +1,7 @@
 //! An HTTP/1.1 connection from a client, on hyper.
 
 use std::{
+    cell::Cell,
     convert::Infallible,
     pin::{Pin, pin},
     rc::Rc,
@@ -14,11 +15,13 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use thalweg_filters::{Body, Chunk, Error, Side, body::Ledger};
 use thalweg_proto::status::Code;
+use tokio::time::sleep;
 
 use crate::{
     eager::eager,
     headers,
     serve::{Front, answer, drained, stream_context},
+    stall::StallWatch,
     transport::Transport,
     worker::Worker,
 };
@@ -29,7 +32,9 @@ pub(super) async fn serve(transport: Transport, front: Arc<Front>, worker: Rc<Wo
     let drain = drained(Rc::clone(&worker));
     let window = settings.http2.http2.stream_window as usize;
     let most_headers = settings.http1.max_headers;
+    let asked = Cell::new(false);
     let service = service_fn(|request: Request<Incoming>| {
+        asked.set(true);
         let context = stream_context(&request);
         let request = request.map(|incoming| receive(incoming, window));
         let answer = answer(request, context, Rc::clone(&worker), most_headers);
@@ -42,28 +47,37 @@ pub(super) async fn serve(transport: Transport, front: Arc<Front>, worker: Rc<Wo
     let mut connection = pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(settings.timeouts.first_headers)
+            // It runs from the end of one request to the whole head of the next.
+            .header_read_timeout(settings.http1.keep_alive)
             .max_headers(most_headers)
             .max_buf_size(settings.http1.max_header_bytes)
-            .serve_connection(TokioIo::new(transport), service)
+            .serve_connection(TokioIo::new(transport.clone()), service)
     );
     let mut drain = pin!(drain);
     let mut drains = false;
+    let mut first_headers = pin!(sleep(settings.timeouts.first_headers));
+    let mut stall = StallWatch::new(settings.timeouts.stall);
     let result = std::future::poll_fn(|cx| {
         if !drains && drain.as_mut().poll(cx).is_ready() {
             drains = true;
             connection.as_mut().graceful_shutdown();
         }
-        connection.as_mut().poll(cx)
+        if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
+            return Poll::Ready(ended.map_err(|error| error.to_string()));
+        }
+        if !asked.get() && first_headers.as_mut().poll(cx).is_ready() {
+            front.stats.first_headers_timeouts.increment();
+            return Poll::Ready(Ok(()));
+        }
+        stall.poll(cx, &transport).map(|()| {
+            front.stats.stalls.increment();
+            Err("the client took no bytes for timeouts.stall".to_owned())
+        })
     })
     .await;
     if let Err(error) = result {
-        if error.is_timeout() {
-            front.stats.first_headers_timeouts.increment();
-        } else {
-            front.stats.errors.increment();
-        }
-        tracing::debug!(listener = front.settings.name, %error, "connection ended");
+        front.stats.errors.increment();
+        tracing::debug!(listener = front.settings.name, error, "connection ended");
     }
 }
 

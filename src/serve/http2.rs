@@ -29,8 +29,8 @@ use crate::{
     pump::{Pump, Stop},
     receive::{self, Sender},
     serve::{Front, answer, drained, stream_context},
+    stall::{Stall, StallWatch},
     transport::{Payload, Transport, driven},
-    watch::StallWatch,
     worker::Worker,
 };
 
@@ -169,7 +169,7 @@ async fn send_body(
     context: &StreamContext,
     stall: std::time::Duration,
 ) {
-    let mut pump = Pump::new(body, sink, stall);
+    let mut pump = Pump::new(body, sink, Stall::new(stall));
     match std::future::poll_fn(|cx| pump.poll(cx)).await {
         Ok(()) => {}
         Err(Stop::Sink(code)) => context.set_cancel_code(code.unwrap_or(Reason::CANCEL)),

@@ -43,6 +43,7 @@ pub(super) struct Outbox {
     copied: Lent,
     len: usize,
     written: u64,
+    stuck: bool,
 }
 
 enum Piece {
@@ -87,17 +88,28 @@ fn owner(slice: &[u8]) -> Option<Bytes> {
 // === impl Outbox ===
 
 impl Outbox {
-    pub(super) fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
     pub(super) fn len(&self) -> usize {
         self.len
     }
 
-    /// Bytes that the socket has taken so far: what a watch for stalls looks at.
-    pub(super) fn written(&self) -> u64 {
-        self.written
+    /// Bytes that the socket has taken so far, or `None` while it is not seen stuck.
+    pub(super) fn progress(&self) -> Option<u64> {
+        self.stuck.then_some(self.written)
+    }
+
+    /// Writes past the outbox, for a codec that gathers by itself.
+    pub(super) fn poll_pass(
+        &mut self,
+        cx: &mut Context<'_>,
+        socket: &mut Socket,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let passed = Pin::new(socket).poll_write_vectored(cx, slices);
+        self.stuck = passed.is_pending();
+        if let Poll::Ready(Ok(count)) = &passed {
+            self.written += *count as u64;
+        }
+        passed
     }
 
     /// Takes what a codec writes, all of it, unless the socket is stuck with what was taken before.
@@ -152,7 +164,9 @@ impl Outbox {
                     Piece::Kept(bytes) => bytes,
                 });
             }
-            match Pin::new(&mut *socket).poll_write_vectored(cx, &slices[..count]) {
+            let written = Pin::new(&mut *socket).poll_write_vectored(cx, &slices[..count]);
+            self.stuck = written.is_pending();
+            match written {
                 Poll::Pending => {
                     self.copied.shrink();
                     return Poll::Pending;

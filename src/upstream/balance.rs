@@ -9,7 +9,7 @@ use thalweg_filters::Error;
 use tokio::time::Instant;
 
 /// How long an endpoint is passed over after a dial has failed.
-const PASS_OVER: Duration = Duration::from_secs(1);
+pub(crate) const PASS_OVER: Duration = Duration::from_secs(1);
 
 /// The endpoints of a cluster.
 #[derive(Debug)]

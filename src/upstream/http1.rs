@@ -7,8 +7,9 @@
 use std::{
     cell::{Cell, RefCell},
     fmt, io,
+    pin::pin,
     rc::Rc,
-    task::Context,
+    task::{Context, Poll},
 };
 
 use futures_util::task::noop_waker_ref;
@@ -24,6 +25,7 @@ use tokio::{
 
 use crate::{
     config::Address,
+    stall::StallWatch,
     transport::Transport,
     upstream::{Shared, balance::Load, connect::connect},
 };
@@ -84,12 +86,7 @@ impl Pool {
         if let Ok(permit) = std::sync::Arc::clone(&self.permits).try_acquire_owned() {
             return Ok(permit);
         }
-        let stats = &self.shared.stats;
-        if stats.pending.get() >= self.shared.settings.pool.max_pending as u64 {
-            return Err(self.shared.overflow());
-        }
-        stats.pending.increment();
-        let _waiting = Waiting(&self.shared);
+        let _pending = self.shared.pending()?;
         let permit = std::sync::Arc::clone(&self.permits).acquire_owned().await;
         Ok(permit.expect("the semaphore is never closed"))
     }
@@ -114,10 +111,8 @@ impl Pool {
                 idle.clear();
                 return None;
             }
-            if sender
-                .poll_ready(&mut Context::from_waker(noop_waker_ref()))
-                .is_ready_ok()
-            {
+            let ready = sender.poll_ready(&mut Context::from_waker(noop_waker_ref()));
+            if matches!(ready, Poll::Ready(Ok(()))) {
                 return Some(sender);
             }
         }
@@ -139,8 +134,9 @@ impl Pool {
             .map_err(|error: io::Error| failed(&error))?;
         let mut builder = http1::Builder::new();
         builder.max_buf_size(64 * 1024);
+        let transport = Transport::new(socket);
         let (sender, connection) = builder
-            .handshake(TokioIo::new(Transport::new(socket)))
+            .handshake(TokioIo::new(transport.clone()))
             .await
             .map_err(|error| failed(&error))?;
         self.failed_at.set(None);
@@ -148,9 +144,20 @@ impl Pool {
         spawn_local(async move {
             shared.stats.connected.increment();
             shared.stats.connections.increment();
-            if let Err(error) = connection.await {
-                tracing::debug!(cluster = %shared.name, %error, "connection lost");
-            }
+            let mut connection = pin!(connection);
+            let mut stall = StallWatch::new(shared.settings.stall);
+            std::future::poll_fn(|cx| {
+                if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
+                    if let Err(error) = ended {
+                        tracing::debug!(cluster = %shared.name, %error, "connection lost");
+                    }
+                    return Poll::Ready(());
+                }
+                stall
+                    .poll(cx, &transport)
+                    .map(|()| shared.stats.stalls.increment())
+            })
+            .await;
             shared.stats.connections.decrement();
             shared.stats.retired.increment();
         });
@@ -183,25 +190,6 @@ impl fmt::Debug for Pool {
             self.address,
             self.idle.borrow().len()
         )
-    }
-}
-
-/// One request on the gauge of those who wait.
-struct Waiting<'a>(&'a Shared);
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.stats.pending.decrement();
-    }
-}
-
-trait IsReadyOk {
-    fn is_ready_ok(&self) -> bool;
-}
-
-impl<T, E> IsReadyOk for std::task::Poll<Result<T, E>> {
-    fn is_ready_ok(&self) -> bool {
-        matches!(self, Self::Ready(Ok(_)))
     }
 }
 

@@ -15,11 +15,12 @@ use std::{
     fmt, io,
     pin::pin,
     rc::{Rc, Weak},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use futures_util::task::noop_waker_ref;
+use futures_util::{FutureExt as _, task::noop_waker_ref};
 use h2::{SendStream, client};
 use http::Request;
 use thalweg_filters::Error;
@@ -31,9 +32,13 @@ use tokio::{
 
 use crate::{
     config::Address,
+    stall::{Stall, StallWatch, Stalled},
     transport::{Payload, Transport, driven},
-    upstream::{Shared, balance::Load, connect::connect},
-    watch::StallWatch,
+    upstream::{
+        Shared,
+        balance::{Load, PASS_OVER},
+        connect::connect,
+    },
 };
 
 /// Another connection is dialed when all are this full, in tenths of what the peer allows.
@@ -61,7 +66,9 @@ struct Connection {
     active: Cell<usize>,
     /// Streams that may be open: the peer's limit or ours.
     limit: Cell<usize>,
-    /// A stream was opened since this was last looked at.
+    /// Streams whose bytes the upstream has not taken for `pool.avoid_stalled`.
+    stalled: Rc<Stalled>,
+    /// A stream was opened or ended since this was last looked at.
     used: Cell<bool>,
 }
 
@@ -89,37 +96,28 @@ impl Pool {
         if let Some(lease) = self.lease_now() {
             return Ok(lease);
         }
-        let stats = &self.shared.stats;
-        if stats.pending.get() >= self.shared.settings.pool.max_pending as u64 {
-            return Err(self.shared.overflow());
-        }
+        let _pending = self.shared.pending()?;
         let (slot, place) = oneshot::channel();
         self.state.borrow_mut().waiting.push_back(slot);
         self.dial_if_wanted();
-        stats.pending.increment();
-        let answer = timeout(
-            self.shared.settings.connect_timeout,
-            WaitGuard { stats, place },
-        )
-        .await;
-        match answer {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(self
-                .shared
-                .unavailable("upstream_connect_failed", "the pool was closed")),
+        match timeout(self.shared.settings.connect_timeout, place).await {
+            Ok(answer) => answer.expect("a slot is answered before it leaves the queue"),
             Err(_) => Err(self.shared.too_late()),
         }
     }
 
-    /// A place on the connection with the fewest streams, if one has room.
+    /// A place on the connection with the fewest streams, if one has room. A connection on which a stream has stalled is the
+    /// last choice, and none as long as another may be dialed.
     fn lease_now(self: &Rc<Self>) -> Option<Lease> {
         loop {
             let state = self.state.borrow();
+            let may_dial = self.may_dial(&state) || state.dialing > 0;
             let connection = state
                 .connections
                 .iter()
                 .filter(|connection| connection.active.get() < connection.limit.get())
-                .min_by_key(|connection| connection.active.get())
+                .filter(|connection| !(may_dial && connection.has_stalled()))
+                .min_by_key(|connection| (connection.has_stalled(), connection.active.get()))
                 .cloned()?;
             drop(state);
             if !connection.is_usable() {
@@ -144,20 +142,30 @@ impl Pool {
 
     /// Dials when there is need of room and no dial on its way would bring it.
     fn dial_if_wanted(self: &Rc<Self>) {
-        let pool = &self.shared.settings.pool;
         let mut state = self.state.borrow_mut();
         state.waiting.retain(|slot| !slot.is_closed());
         let crowded = state
             .connections
             .iter()
-            .all(|connection| connection.is_crowded());
-        let expected = state.dialing * pool.max_streams_per_connection as usize;
+            .all(|connection| connection.is_crowded() || connection.has_stalled());
+        let each = self.shared.settings.pool.max_streams_per_connection;
+        let expected = state.dialing * each as usize;
         let wanted = state.waiting.len() > expected || (crowded && state.dialing == 0);
-        if wanted && state.connections.len() + state.dialing < pool.max_connections {
+        if wanted && self.may_dial(&state) {
             state.dialing += 1;
             drop(state);
             spawn_local(Rc::clone(self).dial());
         }
+    }
+
+    /// Not beyond `max_connections`, and not at once again after a dial has failed while there is a connection to make do with.
+    fn may_dial(&self, state: &State) -> bool {
+        let failed = self
+            .failed_at
+            .get()
+            .is_some_and(|at| at.elapsed() < PASS_OVER);
+        state.connections.len() + state.dialing < self.shared.settings.pool.max_connections
+            && (state.connections.is_empty() || !failed)
     }
 
     /// Opens a connection and drives it to its end.
@@ -190,6 +198,7 @@ impl Pool {
                     sender: RefCell::new(sender),
                     active: Cell::new(0),
                     limit: Cell::new(0),
+                    stalled: Rc::new(Stalled::new(Arc::clone(&self.shared.stats))),
                     used: Cell::new(true),
                 });
                 self.state
@@ -306,34 +315,15 @@ impl Drop for DialGuard {
     }
 }
 
-pin_project_lite::pin_project! {
-    /// A wait for a place, on the gauge for as long as it lasts.
-    struct WaitGuard<'a> {
-        stats: &'a crate::telemetry::ClusterStats,
-        #[pin]
-        place: oneshot::Receiver<Result<Lease, Error>>,
-    }
-
-    impl PinnedDrop for WaitGuard<'_> {
-        fn drop(this: Pin<&mut Self>) {
-            this.stats.pending.decrement();
-        }
-    }
-}
-
-impl Future for WaitGuard<'_> {
-    type Output = Result<Result<Lease, Error>, oneshot::error::RecvError>;
-
-    fn poll(self: std::pin::Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.project().place.poll(cx)
-    }
-}
-
 // === impl Connection ===
 
 impl Connection {
     fn is_crowded(&self) -> bool {
         self.active.get() * 10 >= self.limit.get() * CROWDED_TENTHS
+    }
+
+    fn has_stalled(&self) -> bool {
+        self.stalled.any()
     }
 
     /// Whether it takes new streams: not after a GOAWAY or an error.
@@ -355,6 +345,12 @@ impl Connection {
 // === impl Lease ===
 
 impl Lease {
+    /// Watches the stream's upload: ends it after `limit`, and keeps others off the connection long before.
+    pub(crate) fn stall(&self, limit: Duration) -> Stall {
+        let after = self.pool.shared.settings.pool.avoid_stalled;
+        Stall::new(limit).marking(Rc::clone(&self.connection.stalled), after)
+    }
+
     /// Opens the stream. The lease is to be kept until the stream has ended.
     pub(crate) fn open(
         &self,
@@ -408,7 +404,8 @@ impl Driver {
     async fn run(mut self, pool: &Rc<Pool>, connection: &Weak<Connection>) {
         let settings = &pool.shared.settings.pool;
         let most = settings.max_streams_per_connection as usize;
-        let mut old = pin!(some_time(settings.max_connection_age));
+        // A connection that is old has been retired once and for all.
+        let mut old = pin!(some_time(settings.max_connection_age).fuse());
         let mut idle = pin!(some_time(settings.idle_timeout));
         std::future::poll_fn(|cx| {
             if let Poll::Ready(end) = self.poll(cx) {

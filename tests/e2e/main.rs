@@ -3,8 +3,12 @@
 //! | file | what it promises |
 //! |---|---|
 //! | `backpressure` | how far a sender gets whose reader does not read |
+//! | `deadlines` | what `grpc-timeout` promises, and what it tells the upstream |
 //! | `endings` | how streams end when somebody does not keep to the plan |
+//! | `http` | plain HTTP, over every pair of protocols |
+//! | `resets` | what each reset code of one side becomes on the other |
 //! | `shapes` | every kind of call, as client and upstream see it |
+//! | `upstreams` | which connection and which endpoint a stream takes |
 //!
 //! Each test is named as what it promises. Ports are 0, every wait is bounded, and nothing sleeps to give others time: a test
 //! waits for what it has asked for, and fails when that does not come.
@@ -15,10 +19,14 @@
 )]
 
 mod backpressure;
+mod deadlines;
 mod endings;
+mod http;
+mod resets;
 mod shapes;
 #[allow(
     dead_code,
     reason = "a vocabulary; not every word is needed at every time"
 )]
 mod support;
+mod upstreams;

@@ -240,6 +240,19 @@ impl Peer {
         }
     }
 
+    /// Waits until the proxy has read all that was written, and tells what it had to say until then.
+    pub(crate) async fn synchronize(&mut self) -> Vec<Frame> {
+        self.write(&frame(PING, 0, 0, b"in order")).await;
+        let mut before = Vec::new();
+        loop {
+            let next = self.next().await.expect("the proxy answers a PING");
+            if next.kind == PING && next.flags & ACK != 0 {
+                return before;
+            }
+            before.push(next);
+        }
+    }
+
     /// Waits until the proxy has closed the connection; frames before that are skipped.
     pub(crate) async fn closed(&mut self) {
         while self.read().await {}

@@ -78,7 +78,8 @@ impl Upstream {
         Self::listen(TcpListener::bind(address).await.unwrap(), builder())
     }
 
-    fn listen(listener: TcpListener, builder: Builder) -> Self {
+    /// From now on, on a listener whose connections nobody has answered so far.
+    pub(crate) fn listen(listener: TcpListener, builder: Builder) -> Self {
         let (upstream, accepted) = Self::new(listener.local_addr().unwrap());
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
@@ -116,11 +117,20 @@ impl Upstream {
         (upstream, accepted)
     }
 
-    /// The next call.
+    /// The next call. Whoever drops a call breaks it off.
     pub(crate) async fn call(&mut self) -> Call {
         within("a call reaches the upstream", self.calls.recv())
             .await
             .unwrap()
+    }
+
+    /// The next so many calls.
+    pub(crate) async fn calls(&mut self, count: usize) -> Vec<Call> {
+        let mut calls = Vec::new();
+        while calls.len() < count {
+            calls.push(self.call().await);
+        }
+        calls
     }
 
     /// Whether a call has come already.

@@ -1,0 +1,250 @@
+//! Notices a far side that takes nothing while bytes wait for it: of a stream, and of a whole connection.
+//!
+//! No timer is touched for each byte. It is set when the wait begins, and when it fires, it looks whether anything has moved
+//! since. So a stall is noticed after one to two times the limit.
+
+use std::{
+    cell::Cell,
+    future::Future,
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::time::{Sleep, sleep};
+
+use crate::{telemetry::ClusterStats, transport::Transport};
+
+/// Ready once something has waited for `limit` and nothing has moved.
+#[derive(Debug)]
+struct Watch {
+    limit: Duration,
+    /// What had moved when the timer was set.
+    set: Option<(u64, Pin<Box<Sleep>>)>,
+}
+
+/// Watches the writes of one stream.
+#[derive(Debug)]
+pub(crate) struct Stall {
+    moved: u64,
+    ends: Watch,
+    marks: Option<Marks>,
+}
+
+/// The stalled streams of one connection, and the gauge of those of all.
+#[derive(Debug)]
+pub(crate) struct Stalled {
+    here: Cell<usize>,
+    stats: Arc<ClusterStats>,
+}
+
+/// Counts a stream among the stalled ones of its connection while it is one.
+#[derive(Debug)]
+struct Marks {
+    watch: Watch,
+    stalled: Rc<Stalled>,
+    marked: bool,
+}
+
+/// Watches the writes of one connection.
+#[derive(Debug)]
+pub(crate) struct StallWatch(Watch);
+
+// === impl Watch ===
+
+impl Watch {
+    /// Zero never ends.
+    fn new(limit: Duration) -> Self {
+        Self { limit, set: None }
+    }
+
+    /// `moved` grows with every byte that the far side takes.
+    fn poll(&mut self, cx: &mut Context<'_>, moved: u64) -> Poll<()> {
+        if self.limit.is_zero() {
+            return Poll::Pending;
+        }
+        loop {
+            let limit = self.limit;
+            let (before, timer) = self
+                .set
+                .get_or_insert_with(|| (moved, Box::pin(sleep(limit))));
+            match timer.as_mut().poll(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(()) if *before == moved => return Poll::Ready(()),
+                Poll::Ready(()) => self.set = None,
+            }
+        }
+    }
+}
+
+// === impl Stall ===
+
+impl Stall {
+    /// Ends a stream after `limit`; zero waits for ever.
+    pub(crate) fn new(limit: Duration) -> Self {
+        Self {
+            moved: 0,
+            ends: Watch::new(limit),
+            marks: None,
+        }
+    }
+
+    /// Besides, counts the stream in `stalled` from `after` on, until its bytes move again.
+    #[must_use]
+    pub(crate) fn marking(mut self, stalled: Rc<Stalled>, after: Duration) -> Self {
+        self.marks = Some(Marks {
+            watch: Watch::new(after),
+            stalled,
+            marked: false,
+        });
+        self
+    }
+
+    /// Notes bytes that the far side has taken.
+    pub(crate) fn moved(&mut self, count: usize) {
+        self.moved += count as u64;
+        if let Some(marks) = &mut self.marks {
+            marks.mark(false);
+        }
+    }
+
+    /// All has moved: no timer is wanted any more.
+    pub(crate) fn settle(&mut self) {
+        self.ends.set = None;
+        self.marks = None;
+    }
+
+    /// Ready with the limit once it has passed. To be polled while bytes wait.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Duration> {
+        if let Some(marks) = &mut self.marks
+            && !marks.marked
+            && marks.watch.poll(cx, self.moved).is_ready()
+        {
+            marks.mark(true);
+        }
+        self.ends.poll(cx, self.moved).map(|()| self.ends.limit)
+    }
+}
+
+// === impl Stalled ===
+
+impl Stalled {
+    pub(crate) fn new(stats: Arc<ClusterStats>) -> Self {
+        Self {
+            here: Cell::new(0),
+            stats,
+        }
+    }
+
+    /// Whether the connection has any.
+    pub(crate) fn any(&self) -> bool {
+        self.here.get() > 0
+    }
+
+    fn count(&self, more: bool) {
+        if more {
+            self.here.set(self.here.get() + 1);
+            self.stats.stalled_streams.increment();
+        } else {
+            self.here.set(self.here.get() - 1);
+            self.stats.stalled_streams.decrement();
+        }
+    }
+}
+
+// === impl Marks ===
+
+impl Marks {
+    fn mark(&mut self, stalled: bool) {
+        if std::mem::replace(&mut self.marked, stalled) != stalled {
+            self.stalled.count(stalled);
+            self.watch.set = None;
+        }
+    }
+}
+
+impl Drop for Marks {
+    fn drop(&mut self) {
+        self.mark(false);
+    }
+}
+
+// === impl StallWatch ===
+
+impl StallWatch {
+    /// Zero never stalls.
+    pub(crate) fn new(limit: Duration) -> Self {
+        Self(Watch::new(limit))
+    }
+
+    /// Ready once the socket has taken nothing of what waits for the limit.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, transport: &Transport) -> Poll<()> {
+        match transport.write_progress() {
+            Some(written) => self.0.poll(cx, written),
+            None => {
+                self.0.set = None;
+                Poll::Pending
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+    use tokio_test::{assert_pending, assert_ready, task::spawn};
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn stream_that_takes_nothing_stalls() {
+        let mut stall = Stall::new(60 * SECOND);
+        let mut poll = spawn(std::future::poll_fn(move |cx| stall.poll(cx)));
+
+        assert_pending!(poll.poll());
+        advance(61 * SECOND).await;
+
+        assert_eq!(assert_ready!(poll.poll()), 60 * SECOND);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_byte_in_time_is_enough() {
+        let mut stall = Stall::new(60 * SECOND);
+        let mut cx = Context::from_waker(futures_util::task::noop_waker_ref());
+
+        for _ in 0..5 {
+            assert!(stall.poll(&mut cx).is_pending());
+            advance(40 * SECOND).await;
+            stall.moved(1);
+        }
+
+        assert!(stall.poll(&mut cx).is_pending());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn stalled_stream_is_marked_until_its_bytes_move() {
+        let stats = Arc::<ClusterStats>::default();
+        let stalled = Rc::new(Stalled::new(Arc::clone(&stats)));
+        let mut stall = Stall::new(Duration::ZERO).marking(Rc::clone(&stalled), SECOND);
+        let mut cx = Context::from_waker(futures_util::task::noop_waker_ref());
+
+        assert!(stall.poll(&mut cx).is_pending());
+        advance(2 * SECOND).await;
+        assert!(stall.poll(&mut cx).is_pending());
+        assert!(stalled.any());
+        assert_eq!(stats.stalled_streams.get(), 1);
+
+        stall.moved(1);
+        assert!(!stalled.any());
+
+        assert!(stall.poll(&mut cx).is_pending());
+        advance(2 * SECOND).await;
+        assert!(stall.poll(&mut cx).is_pending());
+        drop(stall);
+        assert!(!stalled.any());
+    }
+}

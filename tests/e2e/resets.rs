@@ -1,0 +1,316 @@
+//! What each reset code of one side becomes on the other. `docs/status.md` has the table, and is held to it here.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use h2::Reason;
+use thalweg_proto::status::{Code, reset_name};
+
+use crate::support::{
+    client::Client,
+    framed,
+    proxy::Yaml,
+    raw::{self, RawUpstream},
+    upstream::Upstream,
+};
+
+const PATH: &str = "/e2e.Echo/Talk";
+const CODES: std::ops::RangeInclusive<u32> = 0..=13;
+
+/// The code that a client of plain HTTP hears after the head.
+fn passed_on(code: u32) -> Reason {
+    match Reason::from(code) {
+        Reason::NO_ERROR => Reason::INTERNAL_ERROR,
+        code => code,
+    }
+}
+
+// === from the upstream ===
+
+#[tokio::test]
+async fn grpc_hears_a_status_for_each_code_before_the_head() {
+    let mut upstream = Upstream::start().await;
+    let proxy = Yaml::to(&upstream).start().await;
+    let client = Client::connect(&proxy).await;
+
+    for code in CODES {
+        let mut call = client.call(PATH, &[]).await;
+        upstream.call().await.reset(code.into());
+
+        let answer = call.answer().await;
+        assert_eq!(answer.code(), Code::from_reset(code), "code {code}");
+        assert_eq!(answer.reason(), Some("upstream_reset"), "code {code}");
+        assert_eq!(answer.status, 200);
+        let text = answer.text();
+        assert!(
+            text.contains("cluster main") && text.contains(reset_name(code)),
+            "{text}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn grpc_hears_a_status_for_each_code_in_the_middle() {
+    let mut upstream = Upstream::start().await;
+    let proxy = Yaml::to(&upstream).start().await;
+    let client = Client::connect(&proxy).await;
+
+    for code in CODES {
+        let mut call = client.call(PATH, &[]).await;
+        let mut outgoing = upstream.call().await.respond();
+        outgoing.message(b"whole").await;
+        let (head, mut incoming) = call.head().await;
+        assert_eq!(incoming.message().await.unwrap(), "whole");
+        outgoing.reset(code.into());
+
+        let answer = crate::support::client::answer(head, &mut incoming).await;
+        assert_eq!(answer.code(), Code::from_reset(code), "code {code}");
+        assert_eq!(answer.reason(), Some("upstream_reset"), "code {code}");
+        assert!(
+            answer.text().contains(reset_name(code)),
+            "{}",
+            answer.text()
+        );
+    }
+}
+
+/// All in one segment: the reset is known before the bytes were looked at.
+#[tokio::test]
+async fn bytes_before_a_reset_are_delivered_whatever_its_code() {
+    let upstream = RawUpstream::bind().await;
+    let proxy = Yaml::to(&upstream.address).start().await;
+    let client = Client::connect(&proxy).await;
+    let mut calls = vec![client.call(PATH, &[]).await];
+    let mut peer = upstream.handshake(&[]).await;
+
+    for code in CODES {
+        let stream = peer.until(|frame| frame.kind == raw::HEADERS).await.stream;
+        let answer = [
+            raw::headers(stream, &[(":status", "200")], false),
+            raw::data(stream, &framed(b"whole"), false),
+            raw::rst_stream(stream, code),
+        ];
+        peer.write(&answer.concat()).await;
+
+        let answer = calls.pop().unwrap().answer().await;
+        assert_eq!(answer.messages(), ["whole"], "code {code}");
+        assert_eq!(answer.code(), Code::from_reset(code), "code {code}");
+        calls.push(client.call(PATH, &[]).await);
+    }
+}
+
+#[tokio::test]
+async fn plain_http_hears_bad_gateway_for_each_code_before_the_head() {
+    let mut upstream = Upstream::start().await;
+    let proxy = Yaml::to(&upstream).start().await;
+    let client = Client::connect(&proxy).await;
+
+    for code in CODES {
+        let request = http::Request::get("http://e2e.test/file");
+        let mut call = client.open(request, true).await;
+        upstream.call().await.reset(code.into());
+
+        let answer = call.answer().await;
+        assert_eq!(answer.status, 502, "code {code}");
+        assert_eq!(answer.reason(), Some("upstream_reset"), "code {code}");
+    }
+}
+
+#[tokio::test]
+async fn plain_http_hears_the_same_code_in_the_middle() {
+    let mut upstream = Upstream::start().await;
+    let proxy = Yaml::to(&upstream).start().await;
+    let client = Client::connect(&proxy).await;
+
+    for code in CODES {
+        let request = http::Request::get("http://e2e.test/file");
+        let mut call = client.open(request, true).await;
+        let mut outgoing = upstream.call().await.respond_with(200, &[]);
+        outgoing.data("half of").await;
+        let (_, mut incoming) = call.head().await;
+        assert_eq!(incoming.chunk().await.unwrap().unwrap(), "half of");
+        outgoing.reset(code.into());
+
+        assert_eq!(incoming.broken().await, passed_on(code), "code {code}");
+    }
+}
+
+// === from the client ===
+
+/// What the upstream hears.
+fn cancelled(code: u32) -> Reason {
+    match Reason::from(code) {
+        Reason::NO_ERROR => Reason::CANCEL,
+        code => code,
+    }
+}
+
+#[tokio::test]
+async fn upstream_hears_each_code_of_the_client_before_the_head() {
+    let mut upstream = Upstream::start().await;
+    let proxy = Yaml::to(&upstream).start().await;
+    let client = Client::connect(&proxy).await;
+
+    for code in CODES {
+        let mut call = client.call(PATH, &[]).await;
+        let mut upstream = upstream.call().await;
+        call.outgoing.reset(code.into());
+
+        assert_eq!(
+            upstream.reset_by_peer().await,
+            cancelled(code),
+            "code {code}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn upstream_hears_each_code_of_the_client_in_the_middle() {
+    let mut upstream = Upstream::start().await;
+    let proxy = Yaml::to(&upstream).start().await;
+    let client = Client::connect(&proxy).await;
+
+    for code in CODES {
+        let mut call = client.call(PATH, &[]).await;
+        let mut outgoing = upstream.call().await.respond();
+        let _head = call.head().await;
+        call.outgoing.reset(code.into());
+
+        assert_eq!(
+            outgoing.reset_by_peer().await,
+            cancelled(code),
+            "code {code}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn upstream_hears_each_code_of_the_client_after_half_close() {
+    let mut upstream = Upstream::start().await;
+    let proxy = Yaml::to(&upstream).start().await;
+    let client = Client::connect(&proxy).await;
+
+    for code in CODES {
+        let mut call = client.call(PATH, &[]).await;
+        call.outgoing.end();
+        let mut upstream = upstream.call().await;
+        upstream.incoming.rest().await.1.unwrap();
+        let mut outgoing = upstream.respond();
+        let _head = call.head().await;
+        call.outgoing.reset(code.into());
+
+        assert_eq!(
+            outgoing.reset_by_peer().await,
+            cancelled(code),
+            "code {code}"
+        );
+    }
+}
+
+// === the manual ===
+
+fn manual() -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/status.md")).unwrap()
+}
+
+/// The cells of the rows whose first cell begins so.
+fn rows(text: &str, first: impl Fn(&str) -> bool) -> Vec<Vec<&str>> {
+    let cells = text.lines().filter_map(|line| {
+        let line = line.strip_prefix('|')?.strip_suffix('|')?;
+        Some(line.split('|').map(str::trim).collect::<Vec<_>>())
+    });
+    cells.filter(|cells| first(cells[0])).collect()
+}
+
+#[test]
+fn manual_tells_what_each_code_becomes() {
+    let manual = manual();
+
+    let rows = rows(&manual, |first| first.parse::<u32>().is_ok());
+
+    let true_rows: Vec<_> = CODES
+        .map(|code| {
+            let heard = reset_name(passed_on(code).into());
+            [
+                code.to_string(),
+                reset_name(code).into(),
+                Code::from_reset(code).to_string(),
+                heard.into(),
+            ]
+        })
+        .collect();
+    assert_eq!(rows, true_rows);
+}
+
+#[test]
+fn manual_tells_every_reason_and_no_other() {
+    let manual = manual();
+
+    let told: BTreeSet<_> = rows(&manual, |first| first.starts_with('`'))
+        .iter()
+        .map(|cells| cells[0].trim_matches('`').to_owned())
+        .collect();
+
+    let mut raised = BTreeSet::new();
+    for folder in ["src", "filters"] {
+        reasons(
+            &Path::new(env!("CARGO_MANIFEST_DIR")).join(folder),
+            &mut raised,
+        );
+    }
+    assert!(
+        raised.contains("no_route") && raised.contains("upstream_goaway"),
+        "the search went blind"
+    );
+    assert_eq!(told, raised);
+}
+
+/// The words that errors are raised with below a folder, tests aside.
+fn reasons(folder: &Path, found: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            reasons(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = fs::read_to_string(&path).unwrap();
+            let text = text.split("#[cfg(test)]").next().unwrap();
+            let raised = calls(text, "Error::new(", 1).chain(calls(text, "unavailable(", 0));
+            for argument in raised {
+                match argument
+                    .strip_prefix('"')
+                    .and_then(|rest| rest.strip_suffix('"'))
+                {
+                    Some(reason) => drop(found.insert(reason.to_owned())),
+                    // Where the word is handed through, it was written elsewhere.
+                    None => assert!(
+                        ["reason", "&self"].contains(&argument),
+                        "{}: a reason is written where it is raised, so that it can be searched for: {argument}",
+                        path.display()
+                    ),
+                }
+            }
+        }
+    }
+}
+
+/// The `index`-th argument of each call of a function whose name ends so.
+fn calls<'a>(text: &'a str, name: &'a str, index: usize) -> impl Iterator<Item = &'a str> {
+    let places = text.match_indices(name);
+    let of_ours = places.filter(|(at, _)| !text[..*at].ends_with("io::"));
+    of_ours.map(move |(at, _)| {
+        let arguments = &text[at + name.len()..];
+        let mut depth = 0;
+        let mut ends = arguments.char_indices().filter(|(_, letter)| {
+            match letter {
+                '(' => depth += 1,
+                ')' => depth -= 1,
+                _ => {}
+            }
+            *letter == ',' && depth == 0 || depth < 0
+        });
+        let start = match index {
+            0 => 0,
+            _ => ends.nth(index - 1).unwrap().0 + 1,
+        };
+        arguments[start..ends.next().unwrap().0].trim()
+    })
+}
