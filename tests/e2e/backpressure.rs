@@ -243,13 +243,42 @@ async fn fifty_uploads_that_the_upstream_does_not_read_hold_up_no_stranger() {
 }
 
 /// Here the upstream gives a stream 64 KiB and a connection 1 MiB, so that sixteen uploads that it does not read close its
-/// connection. That strangers have to wait on it is wrong: they should get a connection of their own.
+/// connection. Once they count as stalled, whoever comes gets another connection.
 #[tokio::test]
-async fn uploads_that_fill_the_upstreams_connection_hold_up_strangers_until_they_end() {
+async fn uploads_that_fill_the_upstreams_connection_hold_up_no_stranger_who_comes_after() {
     let mut narrow = upstream_with(THEIRS);
     narrow.initial_connection_window_size(1 << 20);
     let mut backend = Backend::start(&narrow, Bytes::new()).await;
-    let proxy = Yaml::to(&backend.upstream).start().await;
+    let proxy = Yaml::to(&backend.upstream)
+        .listener("http2: {connection_window: 16MiB}")
+        .cluster("pool: {avoid_stalled: 50ms}")
+        .start()
+        .await;
+    let rude = Client::connect(&proxy).await;
+
+    let stalled = stalled_uploads(&rude, &mut backend, 50, 256 * KIB).await;
+    let gauge = "thalweg_cluster_stalled_streams{cluster=\"main\"}";
+    proxy.operator().metric_is(gauge, 50).await;
+
+    let stranger = Client::connect(&proxy).await;
+    assert_eq!(stranger.unary(ECHO, b"hello").await.code(), Code::Ok);
+    upload(&stranger, LARGE).await;
+    assert!(backend.upstream.connections() > 1);
+    drop(stalled);
+    proxy.operator().metric_is(gauge, 0).await;
+}
+
+/// Before they count as stalled, others have come to the same connection. That those have to wait is the price of not knowing
+/// in time; they go on as soon as there is room.
+#[tokio::test]
+async fn uploads_that_fill_the_upstreams_connection_hold_up_those_who_were_there_until_they_end() {
+    let mut narrow = upstream_with(THEIRS);
+    narrow.initial_connection_window_size(1 << 20);
+    let mut backend = Backend::start(&narrow, Bytes::new()).await;
+    let proxy = Yaml::to(&backend.upstream)
+        .cluster("pool: {avoid_stalled: 1h}")
+        .start()
+        .await;
     let rude = Client::connect(&proxy).await;
 
     let stalled = stalled_uploads(&rude, &mut backend, 16, 256 * KIB).await;
@@ -261,8 +290,8 @@ async fn uploads_that_fill_the_upstreams_connection_hold_up_strangers_until_they
     call.outgoing.message(b"hello").await;
     let waiting = backend.stuck().await;
     for _ in 0..8 {
-        let there_and_back = stranger.open(client::grpc(ECHO), true).await;
-        assert_eq!({ there_and_back }.answer().await.code(), Code::Ok);
+        let mut there_and_back = stranger.open(client::grpc(ECHO), true).await;
+        assert_eq!(there_and_back.answer().await.code(), Code::Ok);
     }
     assert_eq!(waiting.held.get(), 0);
 
