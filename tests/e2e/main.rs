@@ -2,6 +2,7 @@
 //!
 //! | file | what it promises |
 //! |---|---|
+//! | `backpressure` | how far a sender gets whose reader does not read |
 //! | `deadlines` | what `grpc-timeout` promises, and what it tells the upstream |
 //! | `endings` | how streams end when somebody does not keep to the plan |
 //! | `http` | plain HTTP, over every pair of protocols |
@@ -18,6 +19,7 @@
     reason = "a test that meets an error has failed, and clippy.toml allows it in test functions only"
 )]
 
+mod backpressure;
 mod deadlines;
 mod endings;
 mod http;

@@ -5,6 +5,9 @@
 //! | [`proxy`] | the proxy, in this process, from a few words of YAML |
 //! | [`stream`] | the two halves of an HTTP/2 stream, for either peer |
 //! | [`client`] | a client on the `h2` crate |
+//! | [`flood`] | senders that never tire, and readers that give nothing back |
+//! | [`child`] | the proxy as a process of its own |
+//! | [`operator`] | who asks the admin endpoints |
 //! | [`upstream`] | an upstream on the `h2` crate |
 //! | [`raw`] | either side of HTTP/2, frame by frame and byte by byte |
 //! | [`plain`] | either side of HTTP/1.1, line by line |
@@ -14,7 +17,10 @@ use std::{future::Future, time::Duration};
 use bytes::{BufMut, Bytes, BytesMut};
 use http::HeaderMap;
 
+pub(crate) mod child;
 pub(crate) mod client;
+pub(crate) mod flood;
+pub(crate) mod operator;
 pub(crate) mod plain;
 pub(crate) mod proxy;
 pub(crate) mod raw;

@@ -27,7 +27,7 @@ pub(crate) struct Client {
 /// A call, as its client holds it.
 pub(crate) struct Call {
     pub(crate) outgoing: Outgoing,
-    response: ResponseFuture,
+    pub(crate) response: ResponseFuture,
 }
 
 // === impl Client ===

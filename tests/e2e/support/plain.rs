@@ -4,10 +4,13 @@ use bytes::{Bytes, BytesMut};
 use thalweg::config::Address;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
 };
 
 use super::within;
+
+/// The buffer of a narrow socket.
+pub(crate) const NARROW: u32 = 8 * 1024;
 
 /// A socket on which HTTP/1.1 is written by hand.
 pub(crate) struct Peer {
@@ -36,6 +39,18 @@ pub(crate) struct Head {
 impl PlainUpstream {
     pub(crate) async fn bind() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self {
+            address: listener.local_addr().unwrap().to_string(),
+            listener,
+        }
+    }
+
+    /// With sockets that take few bytes before they are read.
+    pub(crate) async fn bind_narrow() -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(NARROW).unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(16).unwrap();
         Self {
             address: listener.local_addr().unwrap().to_string(),
             listener,
@@ -82,6 +97,22 @@ impl Peer {
         };
         let socket = within("the client connects", TcpStream::connect(address)).await;
         Self::new(socket.unwrap())
+    }
+
+    /// A client whose socket takes few bytes before they are read.
+    pub(crate) async fn connect_narrow(address: &Address) -> Self {
+        let Address::Tcp(address) = address else {
+            panic!("HTTP/1.1 is written by hand over TCP only")
+        };
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(NARROW).unwrap();
+        let socket = within("the client connects", socket.connect(*address)).await;
+        Self::new(socket.unwrap())
+    }
+
+    /// The socket itself, for those who write for ever.
+    pub(crate) fn into_socket(self) -> TcpStream {
+        self.socket
     }
 
     /// Writes bytes.

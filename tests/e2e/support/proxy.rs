@@ -11,7 +11,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::within;
+use super::{operator::Operator, within};
 
 /// A running proxy. It ends with the test.
 pub(crate) struct TestProxy {
@@ -164,6 +164,11 @@ impl TestProxy {
             body.to_owned()
         })
         .await
+    }
+
+    /// Who asks the admin endpoints.
+    pub(crate) fn operator(&self) -> Operator {
+        Operator(self.admin)
     }
 
     /// Ends the proxy in peace.

@@ -123,22 +123,28 @@ impl Outgoing {
     /// Sends bytes, unless the other side breaks the stream off; then its code is known, unless its connection is gone.
     pub(crate) async fn try_data(&mut self, mut bytes: Bytes) -> Result<(), Option<Reason>> {
         while !bytes.is_empty() {
-            self.0.reserve_capacity(bytes.len());
-            let granted = match self.0.capacity() {
-                0 => std::future::poll_fn(|cx| self.0.poll_capacity(cx)).await,
-                granted => Some(Ok(granted)),
-            };
-            let sent = match granted {
-                Some(Ok(granted)) => {
-                    let piece = bytes.split_to(granted.min(bytes.len()));
-                    self.0.send_data(piece, false)
-                }
-                Some(Err(error)) => Err(error),
-                None => return Err(Some(self.reset_by_peer().await)),
-            };
-            sent.map_err(|error| error.reason())?;
+            self.try_some(&mut bytes).await?;
         }
         Ok(())
+    }
+
+    /// Sends as many bytes as there is room for, at least one, and says how many.
+    pub(crate) async fn try_some(&mut self, bytes: &mut Bytes) -> Result<usize, Option<Reason>> {
+        self.0.reserve_capacity(bytes.len());
+        let granted = match self.0.capacity() {
+            0 => std::future::poll_fn(|cx| self.0.poll_capacity(cx)).await,
+            granted => Some(Ok(granted)),
+        };
+        let sent = match granted {
+            Some(Ok(granted)) => {
+                let piece = bytes.split_to(granted.min(bytes.len()));
+                let count = piece.len();
+                self.0.send_data(piece, false).map(|()| count)
+            }
+            Some(Err(error)) => Err(error),
+            None => return Err(Some(self.reset_by_peer().await)),
+        };
+        sent.map_err(|error| error.reason())
     }
 
     /// Sends bytes in one frame without asking; they wait in the codec for as long as the other side takes none.

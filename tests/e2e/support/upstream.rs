@@ -41,7 +41,7 @@ pub(crate) struct Call {
     pub(crate) head: Parts,
     pub(crate) incoming: Incoming,
     pub(crate) connection: Connection,
-    respond: SendResponse<Bytes>,
+    pub(crate) respond: SendResponse<Bytes>,
 }
 
 /// The connection that a call came on.

@@ -1,0 +1,191 @@
+//! The proxy as a process of its own: for exit codes, signals, memory and limits of the system.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+};
+
+use tempfile::TempDir;
+use thalweg::config::Address;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, BufReader, Lines},
+    process::{self, ChildStderr, Command},
+};
+
+use super::{operator::Operator, within};
+
+/// A directory with a configuration in it, which goes with the test.
+pub(crate) struct Folder(TempDir);
+
+/// What a process said, up to its end.
+#[derive(Debug)]
+pub(crate) struct Said {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// A proxy that runs. It is killed with the test.
+pub(crate) struct Running {
+    /// The listener.
+    pub(crate) address: Address,
+    pub(crate) operator: Operator,
+    process: process::Child,
+    stderr: Lines<BufReader<ChildStderr>>,
+    _folder: Folder,
+}
+
+// === impl Folder ===
+
+impl Folder {
+    /// With the file `config.yaml` in it.
+    pub(crate) fn with(yaml: &str) -> Self {
+        let folder = Self::empty();
+        std::fs::write(folder.config(), yaml).unwrap();
+        folder
+    }
+
+    pub(crate) fn empty() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    pub(crate) fn config(&self) -> PathBuf {
+        self.path().join("config.yaml")
+    }
+
+    /// Runs the binary in this directory, to its end.
+    pub(crate) async fn run(&self, arguments: &[&str]) -> Said {
+        let output = binary().args(arguments).current_dir(self.path()).output();
+        let output = within("the process ends", output).await.unwrap();
+        Said {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
+fn binary() -> Command {
+    plain(Command::new(env!("CARGO_BIN_EXE_thalweg")))
+}
+
+fn plain(mut command: Command) -> Command {
+    command
+        .env_remove("THALWEG_CONFIG")
+        .env_remove("THALWEG_LOG")
+        .env("NO_COLOR", "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command
+}
+
+// === impl Running ===
+
+impl Running {
+    /// With the keys of the configuration that a test cares for; the rest is one listener, one worker and the admin address.
+    pub(crate) async fn start(yaml: &str) -> Self {
+        Self::launch(binary(), yaml).await
+    }
+
+    /// The same, with so many open files at most.
+    pub(crate) async fn with_files(most: u32, yaml: &str) -> Self {
+        let mut shell = plain(Command::new("sh"));
+        shell
+            .arg("-c")
+            .arg(format!("ulimit -n {most} && exec \"$0\" \"$@\""))
+            .arg(env!("CARGO_BIN_EXE_thalweg"));
+        Self::launch(shell, yaml).await
+    }
+
+    async fn launch(mut command: Command, yaml: &str) -> Self {
+        let folder = Folder::with(&format!(
+            "admin: {{address: \"127.0.0.1:0\"}}\nworkers: 1\nfilters: [metrics]\n{yaml}"
+        ));
+        let mut process = command
+            .arg("--config")
+            .arg(folder.config())
+            .current_dir(folder.path())
+            .spawn()
+            .unwrap();
+        let mut stderr = BufReader::new(process.stderr.take().unwrap()).lines();
+        let listening = until(&mut stderr, "address=").await;
+        let (_, address) = listening.split_once("address=").unwrap();
+        let admin = until(&mut stderr, "admin on http://").await;
+        let (_, admin) = admin.split_once("http://").unwrap();
+        let (admin, _) = admin.split_once(": ").unwrap();
+        let address = address.trim();
+        Self {
+            address: match address.strip_prefix("unix:") {
+                Some(path) => Address::Unix(path.into()),
+                None => Address::Tcp(address.parse().unwrap()),
+            },
+            operator: Operator(admin.parse().unwrap()),
+            process,
+            stderr,
+            _folder: folder,
+        }
+    }
+
+    /// Waits until it has said a line with these words.
+    pub(crate) async fn says(&mut self, words: &str) -> String {
+        until(&mut self.stderr, words).await
+    }
+
+    /// Sends a signal: `TERM`, `INT`.
+    pub(crate) async fn signal(&self, name: &str) {
+        let id = self.process.id().unwrap();
+        // The shell's own `kill`: there may be no other.
+        let kill = Command::new("sh")
+            .arg("-c")
+            .arg(format!("kill -{name} {id}"))
+            .status();
+        assert!(within("the signal is sent", kill).await.unwrap().success());
+    }
+
+    /// Waits for its end.
+    pub(crate) async fn ends(mut self) -> (ExitStatus, String) {
+        let status = within("the process ends", self.process.wait()).await;
+        let mut rest = String::new();
+        self.stderr
+            .into_inner()
+            .read_to_string(&mut rest)
+            .await
+            .unwrap();
+        (status.unwrap(), rest)
+    }
+
+    /// Whether it still runs.
+    pub(crate) fn runs(&mut self) -> bool {
+        self.process.try_wait().unwrap().is_none()
+    }
+
+    /// Bytes of memory that it occupies now.
+    pub(crate) fn memory(&self) -> usize {
+        let id = self.process.id().unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.unwrap().trim().strip_suffix(" kB").unwrap();
+        kib.parse::<usize>().unwrap() * 1024
+    }
+}
+
+async fn until(stderr: &mut Lines<BufReader<ChildStderr>>, words: &str) -> String {
+    let mut before = String::new();
+    within(&format!("the process says `{words}`"), async {
+        while let Some(line) = stderr.next_line().await.unwrap() {
+            if line.contains(words) {
+                return line;
+            }
+            before.push_str(&line);
+            before.push('\n');
+        }
+        panic!("the process ended without a word of `{words}`, after:\n{before}");
+    })
+    .await
+}
