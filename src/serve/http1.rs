@@ -63,7 +63,12 @@ pub(super) async fn serve(transport: Transport, front: Arc<Front>, worker: Rc<Wo
             connection.as_mut().graceful_shutdown();
         }
         if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
-            return Poll::Ready(ended.map_err(|error| error.to_string()));
+            return Poll::Ready(match ended {
+                Ok(()) => Ok(()),
+                // The client has paused for longer than `keep_alive`.
+                Err(error) if error.is_timeout() => Ok(()),
+                Err(error) => Err(error.to_string()),
+            });
         }
         if !asked.get() && first_headers.as_mut().poll(cx).is_ready() {
             front.stats.first_headers_timeouts.increment();

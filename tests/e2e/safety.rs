@@ -139,6 +139,33 @@ async fn http1_client_that_says_half_a_head_is_cut_off() {
     operator.metric_is(&listener("connections_live"), 0).await;
 }
 
+#[tokio::test]
+async fn http1_connection_is_kept_for_the_next_request_and_not_for_ever() {
+    let yaml = to_nobody().await;
+    let proxy = yaml
+        .listener("timeouts: {first_headers: 50ms}, http1: {keep_alive: 300ms}")
+        .start()
+        .await;
+    let mut peer = plain::Peer::connect(&proxy.address).await;
+    let mut ask = async || {
+        peer.write("HEAD / HTTP/1.1\r\nhost: e2e.test\r\n\r\n")
+            .await;
+        peer.head().await.line
+    };
+
+    assert_eq!(ask().await, "HTTP/1.1 503 Service Unavailable");
+    // When another client has been cut off for its silence, this one has been silent for as long.
+    let mut silent = raw::Peer::client(&proxy.address, &[]).await;
+    goaway(&mut silent).await;
+    assert_eq!(ask().await, "HTTP/1.1 503 Service Unavailable");
+
+    peer.rest().await;
+    let operator = proxy.operator();
+    operator.metric_is(&listener("connections_live"), 0).await;
+    let errors = operator.metric(&listener("connection_errors_total")).await;
+    assert_eq!(errors, 0, "that a pause ends is no error");
+}
+
 // === stalled readers ===
 
 #[tokio::test]
