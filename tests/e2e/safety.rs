@@ -460,6 +460,31 @@ async fn http1_request_whose_headers_are_too_large_is_refused() {
 }
 
 #[tokio::test]
+async fn answer_with_too_many_headers_is_refused_and_says_why() {
+    let mut upstream = Upstream::start().await;
+    let proxy = Yaml::to(&upstream)
+        .cluster("http2: {max_headers: 10}")
+        .start()
+        .await;
+    let client = Client::connect(&proxy).await;
+
+    let mut call = client.call(ECHO, &[]).await;
+    call.outgoing.end();
+    let names: Vec<String> = (0..11).map(|index| format!("x-{index}")).collect();
+    let fields: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "v")).collect();
+    let mut rude = upstream.call().await;
+    let _body = rude.respond_with(200, &fields);
+    let answer = call.answer().await;
+
+    assert_eq!(
+        (answer.code(), answer.reason()),
+        (Code::ResourceExhausted, Some("upstream_too_many_headers"))
+    );
+    assert!(answer.text().contains("cluster main"), "{}", answer.text());
+    assert!(answer.text().contains("max_headers"), "{}", answer.text());
+}
+
+#[tokio::test]
 async fn answer_whose_headers_are_too_large_is_refused() {
     let mut upstream = Upstream::start().await;
     let yaml = Yaml::to(&upstream).cluster("http2: {max_header_list_size: 4KiB}");
