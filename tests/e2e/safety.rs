@@ -644,3 +644,38 @@ async fn assert_unhurt(proxy: &TestProxy, client: &Client) {
     assert_eq!(operator.metric(retired).await, 0);
 }
 
+#[tokio::test]
+async fn accepting_goes_on_after_the_process_was_out_of_files() {
+    let upstream = Upstream::start().await.serve(echo);
+    let mut proxy = Running::with_files(
+        64,
+        &format!(
+            "listeners: [{{name: it, address: \"127.0.0.1:0\"}}]\n\
+             clusters: {{main: {{endpoints: [{upstream}]}}}}\n\
+             routes: [{{name: main, cluster: main}}]\n"
+        ),
+    )
+    .await;
+    let Address::Tcp(address) = proxy.address else {
+        unreachable!("it listens on TCP")
+    };
+
+    // They stay where they are, those whom the process has no file for in the kernel's queue.
+    let mut crowd = JoinSet::new();
+    for _ in 0..500 {
+        crowd.spawn(async move {
+            let _socket = TcpStream::connect(address).await;
+            std::future::pending::<()>().await;
+        });
+    }
+    proxy.says("an accept failed").await;
+    crowd.shutdown().await;
+
+    let client = Client::connect_with(&proxy.address, &h2::client::Builder::new()).await;
+    assert_eq!(client.unary(ECHO, b"hello").await.code(), Code::Ok);
+    let errors = proxy
+        .operator
+        .metric(&listener("accept_errors_total"))
+        .await;
+    assert!(errors > 0, "it was never out of files");
+}
