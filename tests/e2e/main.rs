@@ -3,6 +3,7 @@
 //! | file | what it promises |
 //! |---|---|
 //! | `backpressure` | how far a sender gets whose reader does not read |
+//! | `cli` | what the binary says and how it exits |
 //! | `deadlines` | what `grpc-timeout` promises, and what it tells the upstream |
 //! | `endings` | how streams end when somebody does not keep to the plan |
 //! | `http` | plain HTTP, over every pair of protocols |
@@ -21,6 +22,7 @@
 )]
 
 mod backpressure;
+mod cli;
 mod deadlines;
 mod endings;
 mod http;

@@ -90,7 +90,7 @@ fn plain(mut command: Command) -> Command {
 impl Running {
     /// With the keys of the configuration that a test cares for; the rest is one listener, one worker and the admin address.
     pub(crate) async fn start(yaml: &str) -> Self {
-        Self::launch(binary(), yaml).await
+        Self::launch(binary(), yaml, true).await
     }
 
     /// The same, with so many open files at most.
@@ -100,19 +100,22 @@ impl Running {
             .arg("-c")
             .arg(format!("ulimit -n {most} && exec \"$0\" \"$@\""))
             .arg(env!("CARGO_BIN_EXE_thalweg"));
-        Self::launch(shell, yaml).await
+        Self::launch(shell, yaml, true).await
     }
 
-    async fn launch(mut command: Command, yaml: &str) -> Self {
+    /// The same, started as `thalweg`, and no more said, in the folder of its configuration.
+    pub(crate) async fn without_arguments(yaml: &str) -> Self {
+        Self::launch(binary(), yaml, false).await
+    }
+
+    async fn launch(mut command: Command, yaml: &str, told: bool) -> Self {
         let folder = Folder::with(&format!(
             "admin: {{address: \"127.0.0.1:0\"}}\nworkers: 1\nfilters: [metrics]\n{yaml}"
         ));
-        let mut process = command
-            .arg("--config")
-            .arg(folder.config())
-            .current_dir(folder.path())
-            .spawn()
-            .unwrap();
+        if told {
+            command.arg("--config").arg(folder.config());
+        }
+        let mut process = command.current_dir(folder.path()).spawn().unwrap();
         let mut stderr = BufReader::new(process.stderr.take().unwrap()).lines();
         let listening = until(&mut stderr, "address=").await;
         let (_, address) = listening.split_once("address=").unwrap();

@@ -1,0 +1,239 @@
+//! What the binary says, and how it exits.
+
+use tokio::net::TcpListener;
+
+use crate::support::{
+    child::{Folder, Running},
+    client::Client,
+    flood::ECHO,
+    upstream::{self, Upstream, echo},
+    within,
+};
+
+const GOOD: &str = "admin: {address: none}\nlisteners: [{name: it, address: \"127.0.0.1:0\"}]\n";
+const FAULTY: &str =
+    "listeners: [{name: it, address: \"127.0.0.1:0\", max_conections: 3}]\nworkers: 0\n";
+
+fn to(upstream: &impl ToString) -> String {
+    format!(
+        "listeners: [{{name: it, address: \"127.0.0.1:0\"}}]\n\
+         clusters: {{main: {{endpoints: [{}]}}}}\n\
+         routes: [{{name: main, cluster: main}}]\n",
+        upstream.to_string()
+    )
+}
+
+async fn connect(proxy: &Running) -> Client {
+    Client::connect_with(&proxy.address, &h2::client::Builder::new()).await
+}
+
+// === configurations ===
+
+#[tokio::test]
+async fn faulty_configuration_is_refused_with_all_its_faults() {
+    let folder = Folder::with(FAULTY);
+
+    for arguments in [
+        &["serve", "--config", "config.yaml"][..],
+        &["--config", "config.yaml"],
+        &["check", "config.yaml"],
+        &["check"],
+        &[],
+    ] {
+        let said = folder.run(arguments).await;
+
+        assert_eq!(said.code, Some(64), "{arguments:?}: {said:?}");
+        assert_eq!(said.stdout, "", "{arguments:?}");
+        for words in [
+            "config.yaml:1",
+            "max_conections",
+            "max_connections",
+            "config.yaml:2",
+            "workers",
+        ] {
+            assert!(
+                said.stderr.contains(words),
+                "{arguments:?}: {}",
+                said.stderr
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn configuration_that_is_not_there_is_named() {
+    let folder = Folder::empty();
+
+    for (arguments, file) in [
+        (&["--config", "elsewhere.yaml"][..], "elsewhere.yaml"),
+        (&["check", "elsewhere.yaml"], "elsewhere.yaml"),
+        (&[], "config.yaml"),
+    ] {
+        let said = folder.run(arguments).await;
+
+        assert_eq!(said.code, Some(64), "{arguments:?}: {said:?}");
+        assert!(said.stderr.contains(file), "{arguments:?}: {}", said.stderr);
+    }
+}
+
+#[tokio::test]
+async fn good_configuration_is_called_good_and_is_not_served() {
+    let folder = Folder::with(GOOD);
+
+    for arguments in [&["check", "config.yaml"][..], &["check"]] {
+        let said = folder.run(arguments).await;
+
+        assert_eq!(said.code, Some(0), "{said:?}");
+        assert!(said.stdout.contains("config.yaml: good"), "{said:?}");
+        assert_eq!(said.stderr, "");
+    }
+}
+
+#[tokio::test]
+async fn schema_is_a_json_schema_of_the_file() {
+    let said = Folder::empty().run(&["schema"]).await;
+
+    assert_eq!(said.code, Some(0));
+    let schema: serde_json::Value = serde_json::from_str(&said.stdout).unwrap();
+    assert!(
+        schema["$schema"]
+            .as_str()
+            .unwrap()
+            .contains("json-schema.org")
+    );
+    for key in [
+        "admin",
+        "workers",
+        "drain",
+        "listeners",
+        "filters",
+        "clusters",
+        "routes",
+    ] {
+        assert!(schema["properties"][key].is_object(), "{key}");
+    }
+    assert_eq!(schema["required"], serde_json::json!(["listeners"]));
+    assert_eq!(schema["additionalProperties"], false);
+}
+
+#[tokio::test]
+async fn versions_are_told() {
+    let folder = Folder::empty();
+    let version = concat!("thalweg ", env!("CARGO_PKG_VERSION"), "\n");
+
+    for arguments in [["version"], ["--version"], ["-V"]] {
+        let said = folder.run(&arguments).await;
+        assert_eq!((said.code, said.stdout.as_str()), (Some(0), version));
+    }
+}
+
+#[tokio::test]
+async fn command_line_that_is_wrong_is_refused_with_a_hint() {
+    let said = Folder::with(GOOD).run(&["--confg", "config.yaml"]).await;
+
+    assert_eq!(said.code, Some(2));
+    assert!(said.stderr.contains("--config"), "{}", said.stderr);
+}
+
+// === running ===
+
+#[tokio::test]
+async fn port_in_use_is_named() {
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = taken.local_addr().unwrap();
+
+    for yaml in [
+        format!("admin: {{address: none}}\nlisteners: [{{name: front, address: \"{address}\"}}]\n"),
+        format!(
+            "admin: {{address: \"{address}\"}}\nlisteners: [{{name: front, address: \"127.0.0.1:0\"}}]\n"
+        ),
+    ] {
+        let said = Folder::with(&yaml).run(&[]).await;
+
+        assert_eq!(said.code, Some(1), "{said:?}");
+        assert!(
+            said.stderr.contains(&address.to_string()),
+            "{}",
+            said.stderr
+        );
+        assert!(
+            said.stderr.contains("another process listens there"),
+            "{}",
+            said.stderr
+        );
+        let whose = if yaml.contains("none") {
+            "listener front"
+        } else {
+            "admin"
+        };
+        assert!(said.stderr.contains(whose), "{}", said.stderr);
+    }
+}
+
+#[tokio::test]
+async fn without_arguments_it_serves_the_file_in_its_folder() {
+    let upstream = Upstream::start().await.serve(echo);
+    let proxy = Running::without_arguments(&to(&upstream)).await;
+
+    let answer = connect(&proxy).await.unary(ECHO, b"hello").await;
+
+    assert_eq!(answer.messages(), ["hello"]);
+}
+
+#[tokio::test]
+async fn signal_lets_streams_end_and_exits_with_success() {
+    for signal in ["TERM", "INT"] {
+        let mut upstream = Upstream::start().await;
+        let mut proxy = Running::start(&to(&upstream)).await;
+        let client = connect(&proxy).await;
+        let mut call = client.call(ECHO, &[]).await;
+        let mut running = upstream.call().await;
+
+        proxy.signal(signal).await;
+        proxy.says("draining").await;
+        within("the proxy is no longer ready", async {
+            while proxy.operator.get("/readyz").await.status != 503 {}
+        })
+        .await;
+        call.outgoing.message(b"still here").await;
+        assert_eq!(running.incoming.message().await.unwrap(), "still here");
+        assert!(proxy.runs());
+        running.respond().trailers(&[("grpc-status", "0")]);
+        assert_eq!(call.answer().await.code(), thalweg_proto::status::Code::Ok);
+
+        let (status, _) = proxy.ends().await;
+        assert_eq!(status.code(), Some(0), "{signal}");
+    }
+}
+
+#[tokio::test]
+async fn drain_that_takes_too_long_is_cut() {
+    let mut upstream = Upstream::start().await;
+    let yaml = format!("drain: {{timeout: 100ms}}\n{}", to(&upstream));
+    let proxy = Running::start(&yaml).await;
+    let client = connect(&proxy).await;
+    let _call = client.call(ECHO, &[]).await;
+    let mut running = upstream.call().await;
+
+    proxy.signal("TERM").await;
+
+    let (status, said) = proxy.ends().await;
+    assert_eq!(status.code(), Some(0));
+    assert!(said.contains("cut at the end of the drain"), "{said}");
+    running.incoming.try_message().await.unwrap_err();
+}
+
+/// One that is idle is told to go, and no stream is waited for.
+#[tokio::test]
+async fn idle_connections_do_not_keep_it_from_ending() {
+    let upstream = Upstream::start().await.serve(echo);
+    let proxy = Running::start(&to(&upstream)).await;
+    let client = connect(&proxy).await;
+    client.unary(ECHO, b"hello").await;
+
+    proxy.signal("TERM").await;
+
+    let (status, said) = proxy.ends().await;
+    assert_eq!(status.code(), Some(0));
+    assert!(!said.contains("cut"), "{said}");
+}
