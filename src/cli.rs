@@ -6,7 +6,7 @@
 use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
@@ -105,40 +105,59 @@ fn serve(config: Config) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    runtime.block_on(async {
-        let app = match App::start(config).await {
-            Ok(app) => app,
-            Err(error) => {
-                eprintln!("thalweg: {error}");
-                return ExitCode::FAILURE;
-            }
-        };
-        for (name, address) in &app.listeners {
-            tracing::info!(%address, "listener {name}");
-        }
-        if let Some(address) = app.admin {
-            tracing::info!("admin on http://{address}: /metrics /config /livez /readyz");
-        }
-        match asked_to_end().await {
-            Ok(()) => {}
-            Err(error) => eprintln!("thalweg: cannot listen for signals: {error}"),
-        }
-        tracing::info!("draining; a second signal ends it at once");
-        tokio::select! {
-            () = app.drain() => ExitCode::SUCCESS,
-            _ = asked_to_end() => ExitCode::FAILURE,
-        }
-    })
+    let code = runtime.block_on(run(config));
+    // Not dropped, which would wait for the workers, and with them for their streams.
+    runtime.shutdown_background();
+    code
 }
 
-async fn asked_to_end() -> std::io::Result<()> {
-    let (mut terminate, mut interrupt) = (
-        signal(SignalKind::terminate())?,
-        signal(SignalKind::interrupt())?,
-    );
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+async fn run(config: Config) -> ExitCode {
+    let mut signals = match Signals::new() {
+        Ok(signals) => signals,
+        Err(error) => {
+            eprintln!("thalweg: cannot listen for signals: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let app = match App::start(config).await {
+        Ok(app) => app,
+        Err(error) => {
+            eprintln!("thalweg: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    for (name, address) in &app.listeners {
+        tracing::info!(%address, "listener {name}");
     }
-    Ok(())
+    if let Some(address) = app.admin {
+        tracing::info!("admin on http://{address}: /metrics /config /livez /readyz");
+    }
+    signals.next().await;
+    tracing::info!("draining; a second signal ends it at once");
+    tokio::select! {
+        () = app.drain() => ExitCode::SUCCESS,
+        () = signals.next() => ExitCode::FAILURE,
+    }
+}
+
+/// The signals that ask for the end. They are listened for from the start, so that none is missed between two waits.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }

@@ -207,6 +207,22 @@ async fn signal_lets_streams_end_and_exits_with_success() {
 }
 
 #[tokio::test]
+async fn second_signal_ends_it_at_once() {
+    let mut upstream = Upstream::start().await;
+    let mut proxy = Running::start(&to(&upstream)).await;
+    let client = connect(&proxy).await;
+    let _call = client.call(ECHO, &[]).await;
+    let _running: upstream::Call = upstream.call().await;
+
+    proxy.signal("TERM").await;
+    proxy.says("draining").await;
+    proxy.signal("TERM").await;
+
+    let (status, _) = proxy.ends().await;
+    assert_eq!(status.code(), Some(1));
+}
+
+#[tokio::test]
 async fn drain_that_takes_too_long_is_cut() {
     let mut upstream = Upstream::start().await;
     let yaml = format!("drain: {{timeout: 100ms}}\n{}", to(&upstream));
