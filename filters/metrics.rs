@@ -445,7 +445,7 @@ fn encode_histogram(
     workers: &[Arc<RouteStats>],
     histogram: impl Fn(&RouteStats) -> &Histogram,
 ) -> fmt::Result {
-    let bounds = BOUNDS.into_iter().chain([f64::MAX]);
+    let bounds = BOUNDS.into_iter().chain([f64::INFINITY]);
     let buckets: Vec<(f64, u64)> = bounds
         .enumerate()
         .map(|(index, bound)| {
@@ -688,6 +688,10 @@ mod tests {
         assert_line(
             &text,
             r#"thalweg_stream_duration_seconds_count{route="r"} 1"#,
+        );
+        assert_line(
+            &text,
+            r#"thalweg_stream_duration_seconds_bucket{le="+Inf",route="r"} 1"#,
         );
         assert_line(
             &text,
