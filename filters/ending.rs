@@ -7,7 +7,7 @@ use http::HeaderMap;
 use http_body::Frame;
 use thalweg_proto::status::Code;
 
-use crate::{Chunk, Error};
+use crate::{Chunk, Error, Side};
 
 /// How a stream ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,11 +36,20 @@ impl Ending {
         }
     }
 
+    /// How a stream ends that ends with `error`. A client that has cancelled is one that has let go, whether it is noticed in
+    /// what it sent or in its absence.
+    pub fn of_error(error: &Error) -> Self {
+        match (error.side(), error.code()) {
+            (Side::Client, Code::Cancelled) => Self::Dropped,
+            (_, code) => Self::Error(code),
+        }
+    }
+
     /// What a polled frame says of the stream's end; `None` while it goes on.
     pub fn of_frame(frame: Option<&Result<Frame<Chunk>, Error>>) -> Option<Self> {
         match frame {
             None => Some(Self::Clean),
-            Some(Err(error)) => Some(Self::Error(error.code())),
+            Some(Err(error)) => Some(Self::of_error(error)),
             Some(Ok(frame)) => frame
                 .trailers_ref()
                 .map(|trailers| Self::Trailers(grpc_status(trailers))),
@@ -53,4 +62,20 @@ pub fn grpc_status(headers: &HeaderMap) -> Option<Code> {
     headers
         .get("grpc-status")
         .map(|value| Code::from_header(value.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn client_that_cancels_has_let_go() {
+        let cancelled = |side| Error::new(Code::Cancelled, "x", side, "x");
+
+        assert_eq!(Ending::of_error(&cancelled(Side::Client)), Ending::Dropped);
+        assert_eq!(
+            Ending::of_error(&cancelled(Side::Upstream)),
+            Ending::Error(Code::Cancelled)
+        );
+    }
 }

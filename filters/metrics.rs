@@ -223,7 +223,7 @@ where
         };
         Poll::Ready(match result {
             Err(error) => {
-                tally.end(Ending::Error(error.code()));
+                tally.end(Ending::of_error(&error));
                 Err(error)
             }
             Ok(response) if response.body().is_end_stream() => {
