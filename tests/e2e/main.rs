@@ -2,6 +2,7 @@
 //!
 //! | file | what it promises |
 //! |---|---|
+//! | `admin` | what the operator is told |
 //! | `backpressure` | how far a sender gets whose reader does not read |
 //! | `cli` | what the binary says and how it exits |
 //! | `deadlines` | what `grpc-timeout` promises, and what it tells the upstream |
@@ -21,6 +22,7 @@
     reason = "a test that meets an error has failed, and clippy.toml allows it in test functions only"
 )]
 
+mod admin;
 mod backpressure;
 mod cli;
 mod deadlines;

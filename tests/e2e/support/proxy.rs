@@ -113,8 +113,13 @@ impl Yaml {
 impl TestProxy {
     /// Starts a proxy with one worker, the filter `metrics` and the admin endpoints; `yaml` is the rest.
     pub(crate) async fn start(yaml: &str) -> Self {
+        Self::start_with_admin("{address: \"127.0.0.1:0\"}", yaml).await
+    }
+
+    /// The same, with settings of the admin endpoints.
+    pub(crate) async fn start_with_admin(admin: &str, yaml: &str) -> Self {
         let yaml = format!(
-            "admin: {{address: \"127.0.0.1:0\"}}\nworkers: 1\ndrain: {{timeout: 5s}}\nfilters: [metrics]\n{yaml}"
+            "admin: {admin}\nworkers: 1\ndrain: {{timeout: 5s}}\nfilters: [metrics]\n{yaml}"
         );
         let config = config::parse(&yaml, "test.yaml", &|_| None)
             .unwrap_or_else(|faults| panic!("{faults}"));
