@@ -6,6 +6,7 @@
 
 use std::{
     cell::RefCell,
+    future::Future,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, Waker},
@@ -13,7 +14,8 @@ use std::{
 
 use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
-use thalweg_filters::{Body, Chunk, Error};
+use thalweg_filters::{Body, Chunk, Error, Side};
+use thalweg_proto::status::Code;
 use tokio::task::{JoinHandle, spawn_local};
 
 use crate::stage::Stage;
@@ -92,7 +94,17 @@ impl http_body::Body for Eager {
             None => {
                 queue.end = None;
                 queue.sink = Some(cx.waker().clone());
-                Poll::Pending
+                drop(queue);
+                // It ends without a word only in a panic.
+                Pin::new(&mut this.reading).poll(cx).map(|_| {
+                    this.queue.borrow_mut().end = Some(Ok(None));
+                    Some(Err(Error::new(
+                        Code::Internal,
+                        "panic",
+                        Side::Proxy,
+                        "a fault of the proxy",
+                    )))
+                })
             }
         }
     }
@@ -113,5 +125,41 @@ impl http_body::Body for Eager {
 impl Drop for Eager {
     fn drop(&mut self) {
         self.reading.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::task::LocalSet;
+
+    use super::*;
+
+    struct Panics;
+
+    impl http_body::Body for Panics {
+        type Data = Chunk;
+        type Error = Error;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Chunk>, Error>>> {
+            panic!("on purpose")
+        }
+    }
+
+    #[tokio::test]
+    async fn panic_of_a_body_is_an_error_and_then_the_end() {
+        let local = LocalSet::new();
+        let read = local.run_until(async {
+            let mut body = eager(Body::new(Panics));
+            let mut next =
+                async || std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
+            (next().await, next().await.is_none())
+        });
+
+        let (first, ended) = read.await;
+        assert_eq!(first.unwrap().unwrap_err().reason(), "panic");
+        assert!(ended);
     }
 }

@@ -3,10 +3,12 @@
 //! The loop ends when the proxy drains, and for no other reason: an accept that fails, because the process is out of file
 //! descriptors or the peer has gone again, is counted and tried again after a short wait.
 
-use std::{io, os::unix::fs::FileTypeExt, path::Path, pin::pin, sync::Arc, time::Duration};
+use std::{
+    io, net::SocketAddr, os::unix::fs::FileTypeExt, path::Path, pin::pin, sync::Arc, time::Duration,
+};
 
 use tokio::{
-    net::{TcpListener, UnixListener},
+    net::{TcpListener, TcpSocket, UnixListener, UnixSocket},
     sync::{Semaphore, watch},
     time::sleep,
 };
@@ -21,6 +23,11 @@ use crate::{
 /// The first wait after a failed accept; it doubles up to [`LONGEST_WAIT`].
 const FIRST_WAIT: Duration = Duration::from_millis(5);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
+
+/// Connections that the kernel keeps for us before we accept them. When they are more, clients are left to try again, which
+/// takes them a second and longer; so this has room for all clients of a busy proxy that come back at once. The kernel lowers
+/// it to its own limit (`net.core.somaxconn`).
+const BACKLOG: u32 = 4096;
 
 /// A bound socket.
 #[derive(Debug)]
@@ -39,10 +46,21 @@ impl Listener {
     /// Binds the address.
     pub(crate) async fn bind(front: Arc<Front>) -> io::Result<Self> {
         let socket = match &front.settings.address {
-            Address::Tcp(address) => Bound::Tcp(TcpListener::bind(address).await?),
+            Address::Tcp(address) => {
+                let socket = match address {
+                    SocketAddr::V4(_) => TcpSocket::new_v4()?,
+                    SocketAddr::V6(_) => TcpSocket::new_v6()?,
+                };
+                // The connections of the process before this one may linger.
+                socket.set_reuseaddr(true)?;
+                socket.bind(*address)?;
+                Bound::Tcp(socket.listen(BACKLOG)?)
+            }
             Address::Unix(path) => {
                 remove_stale(path)?;
-                Bound::Unix(UnixListener::bind(path)?)
+                let socket = UnixSocket::new_stream()?;
+                socket.bind(path)?;
+                Bound::Unix(socket.listen(BACKLOG)?)
             }
         };
         Ok(Self { socket, front })

@@ -290,3 +290,144 @@ impl AcceptedSocket {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{pin::Pin, task::Context, task::Poll};
+
+    use bytes::Bytes;
+    use http::Response;
+    use http_body::Frame;
+    use thalweg_filters::Chunk;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        sync::Semaphore,
+        task::{LocalSet, spawn_local},
+    };
+
+    use super::*;
+
+    /// A body that ends in a panic.
+    struct Panics;
+
+    impl http_body::Body for Panics {
+        type Data = Chunk;
+        type Error = Error;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Chunk>, Error>>> {
+            panic!("on purpose")
+        }
+    }
+
+    /// A worker whose routes end in panics, by path: at the call, before the head, within the body; all others answer.
+    fn worker() -> (Rc<Worker>, Arc<Front>, watch::Sender<bool>) {
+        let yaml = "listeners: [{name: it, address: \"127.0.0.1:0\"}]\n";
+        let config = crate::config::parse(yaml, "test.yaml", &|_| None).unwrap();
+        let end = service_fn(|request: Request<Body>| {
+            let path = request.uri().path().to_owned();
+            assert_ne!(path, "/call", "on purpose");
+            async move {
+                assert_ne!(path, "/head", "on purpose");
+                Ok(Response::new(if path == "/body" {
+                    Body::new(Panics)
+                } else {
+                    Body::full("fine")
+                }))
+            }
+        });
+        let streams = thalweg_filters::metrics::Registry::default();
+        let surroundings = Surroundings {
+            route: "it",
+            metrics: &streams,
+        };
+        let chain = Deadline::new(Chain::build(&[], surroundings, end));
+        let routes = [(crate::config::Match::default(), RefCell::new(chain))];
+        let (drain, drains) = watch::channel(false);
+        let worker = Worker {
+            routes: routes.into_iter().collect(),
+            process: Arc::default(),
+            drain: drains,
+            load: Arc::default(),
+        };
+        let front = Front {
+            settings: config.listeners[0].clone(),
+            stats: Arc::default(),
+        };
+        (Rc::new(worker), Arc::new(front), drain)
+    }
+
+    /// A connection to the worker.
+    async fn connect(worker: &Rc<Worker>, front: &Arc<Front>) -> UnixStream {
+        let (client, server) = UnixStream::pair().unwrap();
+        let permit = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
+        let (worker, front) = (Rc::clone(worker), Arc::clone(front));
+        spawn_local(async move {
+            let _connected = Connected::new(&worker, &front, permit);
+            serve::connection(Socket::Unix(server), Arc::clone(&front), worker).await;
+        });
+        client
+    }
+
+    #[tokio::test]
+    async fn panic_ends_one_stream_alone_and_is_counted() {
+        let local = LocalSet::new();
+        let test = local.run_until(async {
+            let (worker, front, _drain) = worker();
+            let socket = connect(&worker, &front).await;
+            let (sender, connection) = h2::client::handshake(socket).await.unwrap();
+            spawn_local(connection);
+            let ask = async |path: &str| {
+                let request = Request::get(format!("http://unit.test{path}"))
+                    .body(())
+                    .unwrap();
+                let mut sender = sender.clone().ready().await.unwrap();
+                let (response, _) = sender.send_request(request, true).unwrap();
+                let mut body = response.await?.into_body();
+                body.data().await.unwrap_or_else(|| Ok(Bytes::new()))
+            };
+
+            for path in ["/call", "/head", "/body"] {
+                let error: h2::Error = ask(path).await.unwrap_err();
+                assert!(error.is_reset(), "{path}: {error}");
+            }
+
+            assert_eq!(ask("/").await.unwrap(), "fine");
+            assert_eq!(worker.process.panics.get(), 3);
+            assert_eq!(worker.load.streams.load(Relaxed), 0);
+        });
+        test.await;
+    }
+
+    #[tokio::test]
+    async fn panic_ends_one_http1_connection_alone_and_is_counted() {
+        let local = LocalSet::new();
+        let test = local.run_until(async {
+            let (worker, front, _drain) = worker();
+            let ask = async |path: &str| {
+                let mut socket = connect(&worker, &front).await;
+                let request =
+                    format!("GET {path} HTTP/1.1\r\nhost: unit.test\r\nconnection: close\r\n\r\n");
+                socket.write_all(request.as_bytes()).await.unwrap();
+                let mut answer = String::new();
+                socket.read_to_string(&mut answer).await.unwrap();
+                answer
+            };
+
+            for path in ["/call", "/head", "/body"] {
+                let answer = ask(path).await;
+                assert!(
+                    !answer.ends_with("0\r\n\r\n"),
+                    "{path} looks whole: {answer}"
+                );
+            }
+
+            assert!(ask("/").await.ends_with("\r\n\r\nfine"));
+            assert_eq!(worker.process.panics.get(), 3);
+            assert_eq!(worker.load.streams.load(Relaxed), 0);
+        });
+        test.await;
+    }
+}

@@ -67,7 +67,7 @@ pub(crate) async fn exchange(
         stream,
         sender,
         complete: false,
-        _lease: lease,
+        lease,
     };
 
     let mut response = pin!(response);
@@ -82,6 +82,21 @@ pub(crate) async fn exchange(
 
     let (mut parts, download) = head.into_parts();
     parts.version = Version::HTTP_11;
+    let most_headers = exchange.lease.max_headers();
+    if parts.headers.len() > most_headers {
+        let message = format!(
+            "cluster {}: the answer has {} headers, and at most {most_headers} are taken (http2.max_headers)",
+            cluster.name,
+            parts.headers.len()
+        );
+        return Err(Error::new(
+            Code::ResourceExhausted,
+            "upstream_too_many_headers",
+            Side::Upstream,
+            message,
+        )
+        .with_http_status(502));
+    }
     let download = receive::body(download, exchange.sender.clone());
     if download.is_end_stream() {
         exchange.complete = true;
@@ -104,7 +119,7 @@ struct Exchange {
     sender: Sender,
     /// The response has come whole, or the stream was reset.
     complete: bool,
-    _lease: http2::Lease,
+    lease: http2::Lease,
 }
 
 #[derive(PartialEq, Eq)]

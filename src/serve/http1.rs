@@ -23,7 +23,7 @@ use crate::{
     serve::{Front, answer, drained, stream_context},
     stall::StallWatch,
     transport::Transport,
-    worker::Worker,
+    worker::{Live, Worker},
 };
 
 /// Serves the connection until it ends.
@@ -35,14 +35,11 @@ pub(super) async fn serve(transport: Transport, front: Arc<Front>, worker: Rc<Wo
     let asked = Cell::new(false);
     let service = service_fn(|request: Request<Incoming>| {
         asked.set(true);
+        let live = worker.live();
         let context = stream_context(&request);
         let request = request.map(|incoming| receive(incoming, window));
         let answer = answer(request, context, &worker, most_headers);
-        let worker = Rc::clone(&worker);
-        async move {
-            let _live = worker.live();
-            Ok::<_, Infallible>(finish(answer.await))
-        }
+        async move { Ok::<_, Infallible>(finish(answer.await, live)) }
     });
     let mut connection = pin!(
         http1::Builder::new()
@@ -63,7 +60,12 @@ pub(super) async fn serve(transport: Transport, front: Arc<Front>, worker: Rc<Wo
             connection.as_mut().graceful_shutdown();
         }
         if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
-            return Poll::Ready(ended.map_err(|error| error.to_string()));
+            return Poll::Ready(match ended {
+                Ok(()) => Ok(()),
+                // The client has paused for longer than `keep_alive`.
+                Err(error) if error.is_timeout() => Ok(()),
+                Err(error) => Err(error.to_string()),
+            });
         }
         if !asked.get() && first_headers.as_mut().poll(cx).is_ready() {
             front.stats.first_headers_timeouts.increment();
@@ -81,10 +83,37 @@ pub(super) async fn serve(transport: Transport, front: Arc<Front>, worker: Rc<Wo
     }
 }
 
-fn finish(response: Response<Body>) -> Response<Body> {
+fn finish(response: Response<Body>, live: Live) -> Response<Body> {
     let (mut parts, body) = response.into_parts();
     headers::strip_hop_by_hop(&mut parts.headers);
+    let body = body.wrap(|inner| Sent { inner, _live: live });
     Response::from_parts(parts, eager(body))
+}
+
+/// The response's body. The stream lives for as long as it does.
+struct Sent {
+    inner: Body,
+    _live: Live,
+}
+
+impl http_body::Body for Sent {
+    type Data = Chunk;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Chunk>, Error>>> {
+        Pin::new(&mut self.inner).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
 }
 
 /// The request's body. It is read no further than a window while nobody takes the bytes.

@@ -356,6 +356,11 @@ impl Lease {
         Stall::new(limit).marking(Rc::clone(&self.connection.stalled), after)
     }
 
+    /// Most headers that an answer may have.
+    pub(crate) fn max_headers(&self) -> usize {
+        self.pool.shared.settings.http2.max_headers
+    }
+
     /// Opens the stream. The lease is to be kept until the stream has ended.
     pub(crate) fn open(
         &self,

@@ -7,6 +7,7 @@
 //! | `endings` | how streams end when somebody does not keep to the plan |
 //! | `http` | plain HTTP, over every pair of protocols |
 //! | `resets` | what each reset code of one side becomes on the other |
+//! | `safety` | the limits that keep a rude peer from hurting others |
 //! | `shapes` | every kind of call, as client and upstream see it |
 //! | `strangers` | what clients get that do not keep to the protocol, or keep to the least of it |
 //! | `upstreams` | which connection and which endpoint a stream takes |
@@ -24,6 +25,7 @@ mod deadlines;
 mod endings;
 mod http;
 mod resets;
+mod safety;
 mod shapes;
 mod strangers;
 #[allow(

@@ -19,6 +19,7 @@ pub(crate) const SETTINGS: u8 = 4;
 pub(crate) const PING: u8 = 6;
 pub(crate) const GOAWAY: u8 = 7;
 pub(crate) const WINDOW_UPDATE: u8 = 8;
+pub(crate) const CONTINUATION: u8 = 9;
 
 pub(crate) const END_STREAM: u8 = 1;
 pub(crate) const END_HEADERS: u8 = 4;
@@ -193,6 +194,11 @@ impl Peer {
         within("the proxy takes the bytes", self.socket.write_all(bytes))
             .await
             .unwrap();
+    }
+
+    /// Writes bytes, unless the proxy has closed the connection.
+    pub(crate) async fn try_write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        within("the proxy takes the bytes", self.socket.write_all(bytes)).await
     }
 
     /// The next so many bytes.
