@@ -26,12 +26,18 @@ use crate::{stage::Stage, stall::Stall, transport::Payload};
 
 /// Moves one body into one stream; see the [module docs](self).
 pub(crate) struct Pump {
-    source: Body,
+    intake: Intake,
     sink: SendStream<Payload>,
-    staged: Stage,
-    ended: Option<End>,
     stall: Stall,
     finished: bool,
+}
+
+/// What has been taken of a body. It may be filled before there is a stream to move it into, for a client does not wait
+/// with its small frames until an upstream is found.
+pub(crate) struct Intake {
+    source: Body,
+    staged: Stage,
+    ended: Option<End>,
 }
 
 /// Why a pump stopped before the end.
@@ -50,55 +56,19 @@ enum End {
     Trailers(HeaderMap),
 }
 
-// === impl Pump ===
+// === impl Intake ===
 
-impl Pump {
-    pub(crate) fn new(source: Body, sink: SendStream<Payload>, stall: Stall) -> Self {
+impl Intake {
+    pub(crate) fn new(source: Body) -> Self {
         Self {
             source,
-            sink,
             staged: Stage::default(),
             ended: None,
-            stall,
-            finished: false,
         }
     }
 
-    /// Ready once the body has been moved whole, with its end.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Stop>> {
-        if self.finished {
-            return Poll::Ready(Ok(()));
-        }
-        self.take_all(cx).map_err(Stop::Source)?;
-        match self.send_granted(cx) {
-            Ok(()) => {}
-            Err(Stop::Sink(_)) => return Poll::Ready(Err(Stop::Sink(self.reset_by_far_side(cx)))),
-            Err(stop) => return Poll::Ready(Err(stop)),
-        }
-        if self.finished {
-            self.stall.settle();
-            return Poll::Ready(Ok(()));
-        }
-        match self.sink.poll_reset(cx) {
-            Poll::Ready(Ok(reason)) => Poll::Ready(Err(Stop::Sink(Some(reason)))),
-            Poll::Ready(Err(_)) => Poll::Ready(Err(Stop::Sink(None))),
-            Poll::Pending if self.staged.is_empty() => Poll::Pending,
-            Poll::Pending => self.stall.poll(cx).map(|limit| Err(Stop::Stalled(limit))),
-        }
-    }
-
-    /// Lets go of what still comes; for a far side that wants no more of it.
-    pub(crate) fn forget_source(&mut self) {
-        self.source = Body::empty();
-        self.staged = Stage::default();
-    }
-
-    /// Resets the stream, whether or not the body was moved whole.
-    pub(crate) fn reset(&mut self, reason: Reason) {
-        self.sink.send_reset(reason);
-    }
-
-    fn take_all(&mut self, cx: &mut Context<'_>) -> Result<(), Error> {
+    /// Takes all that has come.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Result<(), Error> {
         while self.ended.is_none() {
             match Pin::new(&mut self.source).poll_frame(cx) {
                 Poll::Pending => break,
@@ -113,32 +83,88 @@ impl Pump {
         Ok(())
     }
 
+    /// Whether there is nothing to move and never will be.
+    pub(crate) fn is_done(&self) -> bool {
+        match &self.ended {
+            None => self.source.is_end_stream() && self.staged.is_empty(),
+            Some(End::Clean) => self.staged.is_empty(),
+            Some(End::Trailers(_)) => false,
+        }
+    }
+}
+
+// === impl Pump ===
+
+impl Pump {
+    pub(crate) fn new(intake: Intake, sink: SendStream<Payload>, stall: Stall) -> Self {
+        Self {
+            intake,
+            sink,
+            stall,
+            finished: false,
+        }
+    }
+
+    /// Ready once the body has been moved whole, with its end.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Stop>> {
+        if self.finished {
+            return Poll::Ready(Ok(()));
+        }
+        self.intake.poll(cx).map_err(Stop::Source)?;
+        match self.send_granted(cx) {
+            Ok(()) => {}
+            Err(Stop::Sink(_)) => return Poll::Ready(Err(Stop::Sink(self.reset_by_far_side(cx)))),
+            Err(stop) => return Poll::Ready(Err(stop)),
+        }
+        if self.finished {
+            self.stall.settle();
+            return Poll::Ready(Ok(()));
+        }
+        match self.sink.poll_reset(cx) {
+            Poll::Ready(Ok(reason)) => Poll::Ready(Err(Stop::Sink(Some(reason)))),
+            Poll::Ready(Err(_)) => Poll::Ready(Err(Stop::Sink(None))),
+            Poll::Pending if self.intake.staged.is_empty() => Poll::Pending,
+            Poll::Pending => self.stall.poll(cx).map(|limit| Err(Stop::Stalled(limit))),
+        }
+    }
+
+    /// Lets go of what still comes; for a far side that wants no more of it.
+    pub(crate) fn forget_source(&mut self) {
+        self.intake = Intake::new(Body::empty());
+    }
+
+    /// Resets the stream, whether or not the body was moved whole.
+    pub(crate) fn reset(&mut self, reason: Reason) {
+        self.sink.send_reset(reason);
+    }
+
     fn send_granted(&mut self, cx: &mut Context<'_>) -> Result<(), Stop> {
         let gone = |_| Stop::Sink(None);
-        if !self.staged.is_empty() {
-            self.sink.reserve_capacity(self.staged.len());
+        if !self.intake.staged.is_empty() {
+            self.sink.reserve_capacity(self.intake.staged.len());
         }
-        while !self.staged.is_empty() {
+        while !self.intake.staged.is_empty() {
             let granted = self.sink.capacity();
             if granted == 0 {
                 match self.sink.poll_capacity(cx) {
                     Poll::Ready(Some(Ok(_))) => continue,
                     Poll::Ready(Some(Err(_)) | None) => return Err(Stop::Sink(None)),
                     Poll::Pending => {
-                        self.staged.unpin_small();
+                        self.intake.staged.unpin_small();
                         return Ok(());
                     }
                 }
             }
-            let (bytes, credit) = self.staged.pop(granted).into_parts();
+            let (bytes, credit) = self.intake.staged.pop(granted).into_parts();
             self.stall.moved(bytes.len());
-            let last = self.staged.is_empty() && matches!(self.ended, Some(End::Clean));
+            let last =
+                self.intake.staged.is_empty() && matches!(self.intake.ended, Some(End::Clean));
             self.sink.send_data(bytes.into(), last).map_err(gone)?;
             drop(credit);
             self.finished = last;
         }
         if !self.finished {
-            match self.ended.take() {
+            match self.intake.ended.take() {
                 Some(End::Trailers(trailers)) => self.sink.send_trailers(trailers).map_err(gone)?,
                 Some(End::Clean) => self
                     .sink

@@ -1,7 +1,8 @@
 //! Notices a far side that takes nothing while bytes wait for it: of a stream, and of a whole connection.
 //!
-//! No timer is touched for each byte. It is set when the wait begins, and when it fires, it looks whether anything has moved
-//! since. So a stall is noticed after one to two times the limit.
+//! No timer is touched for each byte. It is set when something has waited for a whole turn of the worker, and when it fires,
+//! it looks whether anything has moved since. So a stall is noticed after one to two times the limit, and what waits
+//! only for its connection's next write costs no timer at all.
 
 use std::{
     cell::Cell,
@@ -29,6 +30,8 @@ struct Watch {
 #[derive(Debug)]
 pub(crate) struct Stall {
     moved: u64,
+    /// It has waited for a turn already, and nothing has moved.
+    waited: bool,
     ends: Watch,
     marks: Option<Marks>,
 }
@@ -86,6 +89,7 @@ impl Stall {
     pub(crate) fn new(limit: Duration) -> Self {
         Self {
             moved: 0,
+            waited: false,
             ends: Watch::new(limit),
             marks: None,
         }
@@ -105,6 +109,7 @@ impl Stall {
     /// Notes bytes that the far side has taken.
     pub(crate) fn moved(&mut self, count: usize) {
         self.moved += count as u64;
+        self.waited = false;
         if let Some(marks) = &mut self.marks {
             marks.mark(false);
         }
@@ -118,6 +123,11 @@ impl Stall {
 
     /// Ready with the limit once it has passed. To be polled while bytes wait.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Duration> {
+        if !std::mem::replace(&mut self.waited, true) {
+            // Behind the connections that may help it, if they have news.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         if let Some(marks) = &mut self.marks
             && !marks.marked
             && marks.watch.poll(cx, self.moved).is_ready()
@@ -183,10 +193,8 @@ impl StallWatch {
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>, transport: &Transport) -> Poll<()> {
         match transport.write_progress() {
             Some(written) => self.0.poll(cx, written),
-            None => {
-                self.0.set = None;
-                Poll::Pending
-            }
+            // A timer that is left running fires once and finds nothing stuck.
+            None => Poll::Pending,
         }
     }
 }
@@ -206,6 +214,8 @@ mod tests {
         let mut poll = spawn(std::future::poll_fn(move |cx| stall.poll(cx)));
 
         assert_pending!(poll.poll());
+        assert!(poll.is_woken(), "it looks again behind its connection");
+        assert_pending!(poll.poll());
         advance(61 * SECOND).await;
 
         assert_eq!(assert_ready!(poll.poll()), 60 * SECOND);
@@ -217,6 +227,7 @@ mod tests {
         let mut cx = Context::from_waker(futures_util::task::noop_waker_ref());
 
         for _ in 0..5 {
+            assert!(stall.poll(&mut cx).is_pending());
             assert!(stall.poll(&mut cx).is_pending());
             advance(40 * SECOND).await;
             stall.moved(1);
@@ -233,6 +244,7 @@ mod tests {
         let mut cx = Context::from_waker(futures_util::task::noop_waker_ref());
 
         assert!(stall.poll(&mut cx).is_pending());
+        assert!(stall.poll(&mut cx).is_pending());
         advance(2 * SECOND).await;
         assert!(stall.poll(&mut cx).is_pending());
         assert!(stalled.any());
@@ -241,6 +253,7 @@ mod tests {
         stall.moved(1);
         assert!(!stalled.any());
 
+        assert!(stall.poll(&mut cx).is_pending());
         assert!(stall.poll(&mut cx).is_pending());
         advance(2 * SECOND).await;
         assert!(stall.poll(&mut cx).is_pending());

@@ -39,6 +39,13 @@ pub(crate) use self::{outbox::Payload, socket::Socket};
 /// The first bytes of an HTTP/2 connection.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+/// The most that a codec is given in one turn for small frames. What it has read waits for the streams' tasks, and it closes
+/// the connection when too many small frames wait; so the streams get their turn before that.
+const TURN: usize = 64 * 1024;
+
+/// A codec that asks for more than this is in the middle of a large frame.
+const SMALL_READ: usize = 8 * 1024;
+
 /// The codec's side of a socket; a clone is another handle to the same one.
 #[derive(Clone)]
 pub(crate) struct Transport(Rc<RefCell<Shared>>);
@@ -50,6 +57,8 @@ struct Shared {
     /// Written by the codec, not yet taken by the socket.
     outbox: Outbox,
     batched: bool,
+    /// Bytes that the codec has taken since the last drain.
+    turn: usize,
 }
 
 /// What the first bytes of a connection say.
@@ -69,6 +78,7 @@ impl Transport {
             inbox: Lent::default(),
             outbox: Outbox::default(),
             batched: false,
+            turn: 0,
         })))
     }
 
@@ -97,7 +107,13 @@ impl Transport {
 
     /// Writes what has gathered; pending while the socket takes no more.
     pub(crate) fn poll_drain(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Shared { socket, outbox, .. } = &mut *self.shared();
+        let Shared {
+            socket,
+            outbox,
+            turn,
+            ..
+        } = &mut *self.shared();
+        *turn = 0;
         outbox.poll_drain(cx, socket)
     }
 
@@ -135,11 +151,18 @@ impl AsyncRead for Transport {
         wanted: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let shared = &mut *self.shared();
+        if shared.batched && shared.turn >= TURN {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         if shared.inbox.is_empty() {
             ready!(shared.poll_fill(cx))?;
         }
         let filled = shared.inbox.filled();
         let count = filled.len().min(wanted.remaining());
+        if wanted.remaining() <= SMALL_READ {
+            shared.turn += count;
+        }
         wanted.put_slice(&filled[..count]);
         shared.inbox.take(count);
         Poll::Ready(Ok(()))

@@ -82,7 +82,7 @@ pub(super) struct Listener {
     /// `unix:/run/thalweg.sock`.
     pub(super) address: String,
 
-    /// Connections open at once; further ones are closed on arrival. Default `10000`, which bounds
+    /// Connections open at once; further ones wait until one closes. Default `10000`, which bounds
     /// memory and stays below the usual limits on open files.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub(super) max_connections: Option<Count>,

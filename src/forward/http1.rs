@@ -42,8 +42,10 @@ pub(crate) async fn exchange(
         ));
     }
     headers::for_http1(&mut parts)?;
+    // Read from now on, also while there is no connection yet.
+    let body = eager(body);
     let mut lease = endpoints.open(http1::Pool::lease).await?;
-    let response = lease.send(Request::from_parts(parts, eager(body))).await?;
+    let response = lease.send(Request::from_parts(parts, body)).await?;
     let (mut parts, incoming) = response.into_parts();
     headers::strip_hop_by_hop(&mut parts.headers);
     let window = lease.window();

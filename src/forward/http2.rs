@@ -6,7 +6,7 @@
 
 use std::{
     future::Future,
-    pin::Pin,
+    pin::{Pin, pin},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use crate::{
     headers,
-    pump::{Pump, Stop},
+    pump::{Intake, Pump, Stop},
     receive::{self, Sender},
     upstream::{Cluster, balance::Balance, http2},
 };
@@ -37,7 +37,18 @@ pub(crate) async fn exchange(
     let (mut parts, body) = request.into_parts();
     let stream = parts.extensions.remove::<StreamContext>();
     headers::for_http2(&mut parts)?;
-    let lease = endpoints.open(http2::Pool::lease).await?;
+    let mut intake = Intake::new(body);
+    let lease = {
+        let mut lease = pin!(endpoints.open(http2::Pool::lease));
+        std::future::poll_fn(|cx| match lease.as_mut().poll(cx) {
+            Poll::Pending => intake
+                .poll(cx)
+                .map_or_else(|error| Poll::Ready(Err(error)), |()| Poll::Pending),
+            ready => ready,
+        })
+        .await?
+    };
+    let done = intake.is_done();
     if let Some(deadline) = stream.as_ref().and_then(StreamContext::deadline) {
         // Less than the client gave, by the time that the stream has spent here.
         let left = deadline::format(deadline.saturating_duration_since(Instant::now()));
@@ -47,23 +58,19 @@ pub(crate) async fn exchange(
     }
     let sender = Sender::Upstream(cluster.name.clone());
     let (response, sink) = lease
-        .open(Request::from_parts(parts, ()), body.is_end_stream())
+        .open(Request::from_parts(parts, ()), done)
         .map_err(|error| sender.error(error))?;
-    let upload = if body.is_end_stream() {
-        Upload::Done
-    } else {
-        Upload::Running
-    };
+    let upload = if done { Upload::Done } else { Upload::Running };
     let mut exchange = Exchange {
         upload,
-        pump: Pump::new(body, sink, lease.stall(stall)),
+        pump: Pump::new(intake, sink, lease.stall(stall)),
         stream,
         sender,
         complete: false,
         lease,
     };
 
-    let mut response = std::pin::pin!(response);
+    let mut response = pin!(response);
     let head = std::future::poll_fn(|cx| {
         exchange.poll_upload(cx)?;
         response

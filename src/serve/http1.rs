@@ -143,6 +143,13 @@ impl http_body::Body for Received {
         Poll::Ready(frame.map(|frame| {
             match frame {
                 Ok(frame) => Ok(frame.map_data(|bytes| this.ledger.take(bytes))),
+                Err(error) if error.is_parse() => Err(Error::new(
+                    Code::InvalidArgument,
+                    "bad_body",
+                    Side::Client,
+                    "the request's body is not framed as HTTP/1.1 wants it",
+                )
+                .with_source(error)),
                 Err(error) => Err(Error::new(
                     Code::Cancelled,
                     "client_cancelled",

@@ -26,7 +26,7 @@ use tokio::{
 
 use crate::{
     config::ServerHttp2,
-    pump::{Pump, Stop},
+    pump::{Intake, Pump, Stop},
     receive::{self, Sender},
     serve::{Front, answer, drained, stream_context},
     stall::{Stall, StallWatch},
@@ -190,7 +190,7 @@ async fn send_body(
     context: &StreamContext,
     stall: std::time::Duration,
 ) {
-    let mut pump = Pump::new(body, sink, Stall::new(stall));
+    let mut pump = Pump::new(Intake::new(body), sink, Stall::new(stall));
     match std::future::poll_fn(|cx| pump.poll(cx)).await {
         Ok(()) => {}
         Err(Stop::Sink(code)) => context.set_cancel_code(code.unwrap_or(Reason::CANCEL)),

@@ -10,6 +10,7 @@ use std::{
     pin::pin,
     rc::Rc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use futures_util::task::noop_waker_ref;
@@ -20,7 +21,7 @@ use thalweg_filters::{Body, Error};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     task::spawn_local,
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{
@@ -37,6 +38,8 @@ pub(crate) struct Pool {
     shared: Rc<Shared>,
     address: Address,
     idle: RefCell<Vec<(Sender, Instant)>>,
+    /// A task watches the idle ones.
+    expiring: Cell<bool>,
     /// One permit a request: a connection carries one at a time.
     permits: std::sync::Arc<Semaphore>,
     failed_at: Cell<Option<Instant>>,
@@ -59,6 +62,7 @@ impl Pool {
             shared,
             address,
             idle: RefCell::default(),
+            expiring: Cell::new(false),
             permits,
             failed_at: Cell::new(None),
         }
@@ -103,14 +107,8 @@ impl Pool {
 
     /// The newest idle connection that is still good.
     fn take_idle(&self) -> Option<Sender> {
-        let limit = self.shared.settings.pool.idle_timeout;
         let mut idle = self.idle.borrow_mut();
-        while let Some((mut sender, since)) = idle.pop() {
-            if !limit.is_zero() && since.elapsed() > limit {
-                // All others have been idle for longer.
-                idle.clear();
-                return None;
-            }
+        while let Some((mut sender, _)) = idle.pop() {
             let ready = sender.poll_ready(&mut Context::from_waker(noop_waker_ref()));
             if matches!(ready, Poll::Ready(Ok(()))) {
                 return Some(sender);
@@ -164,11 +162,25 @@ impl Pool {
         Ok(sender)
     }
 
-    fn keep(&self, sender: Sender) {
+    fn keep(self: &Rc<Self>, sender: Sender) {
+        let settings = &self.shared.settings.pool;
         let mut idle = self.idle.borrow_mut();
-        if idle.len() < self.shared.settings.pool.max_connections {
+        if idle.len() < settings.max_connections {
             idle.push((sender, Instant::now()));
+            if !self.expiring.replace(true) {
+                spawn_local(Rc::clone(self).expire(settings.idle_timeout));
+            }
         }
+    }
+
+    /// Closes connections that nobody has used for `limit`, until none is idle.
+    async fn expire(self: Rc<Self>, limit: Duration) {
+        while !self.idle.borrow().is_empty() {
+            sleep(limit).await;
+            let fresh = |(_, since): &mut (Sender, Instant)| since.elapsed() < limit;
+            self.idle.borrow_mut().retain_mut(fresh);
+        }
+        self.expiring.set(false);
     }
 }
 

@@ -277,7 +277,7 @@ impl Pool {
         }
     }
 
-    fn retire(&self, connection: &Rc<Connection>) {
+    fn retire(self: &Rc<Self>, connection: &Rc<Connection>) {
         let mut state = self.state.borrow_mut();
         let before = state.connections.len();
         state
@@ -285,6 +285,11 @@ impl Pool {
             .retain(|other| !Rc::ptr_eq(other, connection));
         if state.connections.len() < before {
             self.shared.stats.retired.increment();
+        }
+        let wanted = !state.waiting.is_empty();
+        drop(state);
+        if wanted {
+            self.dial_if_wanted();
         }
     }
 }

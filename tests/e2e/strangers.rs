@@ -3,10 +3,10 @@
 use thalweg_proto::status::Code;
 
 use crate::support::{
-    plain,
+    framed, plain,
     proxy::Yaml,
     raw::{self, Peer},
-    upstream::nobody,
+    upstream::{Upstream, nobody},
     within,
 };
 
@@ -57,4 +57,41 @@ async fn request_whose_host_is_in_doubt_is_refused() {
         );
         assert_eq!(head.values("thalweg-reason"), ["bad_host"]);
     }
+}
+
+/// All of it lies in the proxy's socket before it is read, and one turn's worth of frames is less than the codec lets wait.
+#[tokio::test]
+async fn client_that_sends_tiny_messages_at_full_speed_is_not_cut_off() {
+    let upstream = Upstream::start().await.serve(async |mut call| {
+        let mut outgoing = call.respond();
+        let (bytes, _) = call.incoming.rest().await;
+        outgoing.trailers(&[("grpc-status", "0"), ("bytes", &bytes.len().to_string())]);
+    });
+    let proxy = Yaml::to(&upstream)
+        .listener("http2: {data_frame_budget: 600KiB}")
+        .start()
+        .await;
+    let mut client = Peer::client(&proxy.listener("it"), &[]).await;
+    let head = raw::headers(
+        1,
+        &[
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":authority", "e2e.test"),
+            (":path", "/e2e.Echo/Collect"),
+            ("content-type", "application/grpc"),
+        ],
+        false,
+    );
+    let message = raw::data(1, &framed(&[7; 20]), false);
+    let last = raw::data(1, b"", true);
+
+    client
+        .write(&[head, message.repeat(10_000), last].concat())
+        .await;
+
+    let end = client
+        .until(|frame| frame.kind == raw::GOAWAY || frame.ends_stream())
+        .await;
+    assert_eq!((end.kind, end.stream), (raw::HEADERS, 1), "{end:?}");
 }
