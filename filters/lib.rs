@@ -12,6 +12,7 @@
 //! | [`chain`] | the closed list of filters, and how a chain is built |
 //! | [`deadline`] | ends calls whose `grpc-timeout` has passed |
 //! | [`metrics`] | counts streams, bytes and messages by route |
+//! | [`units`] | numbers as people write them in settings: `64KiB`, `5s` |
 
 pub mod body;
 pub mod chain;
@@ -20,6 +21,7 @@ pub mod ending;
 pub mod error;
 pub mod metrics;
 pub mod stream;
+pub mod units;
 
 pub use body::{Body, Chunk};
 pub use error::{Error, Side};

@@ -15,13 +15,15 @@ use crate::Error;
 
 /// What all filters of one stream share; a clone is another handle to the same stream.
 #[derive(Clone, Debug)]
-pub struct StreamContext(Arc<Inner>);
+pub struct StreamContext {
+    inner: Arc<Inner>,
+    protocol: Protocol,
+}
 
 #[derive(Debug)]
 struct Inner {
     started_at: Instant,
     deadline: Option<Instant>,
-    protocol: Protocol,
     verdict: OnceLock<Error>,
     watcher: AtomicWaker,
     cancel_code: AtomicU32,
@@ -39,42 +41,53 @@ pub enum Protocol {
 impl StreamContext {
     /// For a stream whose headers arrived at `started_at`.
     pub fn new(protocol: Protocol, started_at: Instant, deadline: Option<Instant>) -> Self {
-        Self(Arc::new(Inner {
-            started_at,
-            deadline,
+        Self {
+            inner: Arc::new(Inner {
+                started_at,
+                deadline,
+                verdict: OnceLock::new(),
+                watcher: AtomicWaker::new(),
+                cancel_code: AtomicU32::new(h2::Reason::CANCEL.into()),
+            }),
             protocol,
-            verdict: OnceLock::new(),
-            watcher: AtomicWaker::new(),
-            cancel_code: AtomicU32::new(h2::Reason::CANCEL.into()),
-        }))
+        }
+    }
+
+    /// The same stream where it goes on in another protocol: what came as plain HTTP is gRPC from here on.
+    #[must_use]
+    pub fn speaking(&self, protocol: Protocol) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+            protocol,
+        }
     }
 
     /// When the stream's headers arrived.
     pub fn started_at(&self) -> Instant {
-        self.0.started_at
+        self.inner.started_at
     }
 
     /// When its `grpc-timeout` passes, if it has one.
     pub fn deadline(&self) -> Option<Instant> {
-        self.0.deadline
+        self.inner.deadline
     }
 
-    /// What the client speaks.
+    /// What the client speaks, or what was made of it on the way.
     pub fn protocol(&self) -> Protocol {
-        self.0.protocol
+        self.protocol
     }
 
     /// Ends the stream from anywhere, with `error` as its status. The first abort wins.
     pub fn abort(&self, error: Error) {
-        if self.0.verdict.set(error).is_ok() {
-            self.0.watcher.wake();
+        if self.inner.verdict.set(error).is_ok() {
+            self.inner.watcher.wake();
         }
     }
 
     /// Ready once somebody has aborted the stream; watched by `respond` alone.
     pub fn poll_aborted(&self, cx: &mut Context<'_>) -> Poll<Error> {
-        self.0.watcher.register(cx.waker());
-        match self.0.verdict.get() {
+        self.inner.watcher.register(cx.waker());
+        match self.inner.verdict.get() {
             Some(error) => Poll::Ready(error.clone()),
             None => Poll::Pending,
         }
@@ -84,13 +97,13 @@ impl StreamContext {
     pub fn set_cancel_code(&self, code: h2::Reason) {
         // "No error" from a client that leaves in the middle is a cancel all the same.
         if code != h2::Reason::NO_ERROR {
-            self.0.cancel_code.store(code.into(), Ordering::Relaxed);
+            self.inner.cancel_code.store(code.into(), Ordering::Relaxed);
         }
     }
 
     /// The code for the upstream when the stream is dropped before its end.
     pub fn cancel_code(&self) -> h2::Reason {
-        self.0.cancel_code.load(Ordering::Relaxed).into()
+        self.inner.cancel_code.load(Ordering::Relaxed).into()
     }
 }
 

@@ -36,7 +36,6 @@ mod raw;
 mod report;
 mod resolve;
 mod show;
-mod units;
 
 use std::fmt;
 use std::net::SocketAddr;

@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 
 use super::load::join;
 use super::report::{Report, nearest, suggest};
-use super::units::Unit;
+use thalweg_filters::units::Unit;
 
 /// Tells what is wrong in `value` and makes it fit.
 pub(super) fn check(schema: &Value, value: &mut Value, faults: &mut Report) {

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::Protocol;
-use super::units::{Count, Duration, Size};
+use thalweg_filters::units::{Count, Duration, Size};
 
 /// What Thalweg does, in one file: where it listens, where it forwards to, and which stream goes
 /// where.

@@ -14,11 +14,11 @@ use std::thread::available_parallelism;
 use std::time::Duration;
 
 use super::report::Report;
-use super::units::{self, Count, Size};
 use super::{
     Address, Admin, BadAddress, Cluster, Config, Http1, Listener, ListenerTimeouts, ServerHttp2,
     raw,
 };
+use thalweg_filters::units::{self, Count, Size};
 
 /// Takes the defaults for what was not written, and tells what makes no sense.
 pub(super) fn resolve(raw: raw::Config, faults: &mut Report) -> Config {

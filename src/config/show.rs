@@ -2,10 +2,10 @@
 
 use serde_json::{Map, Value, json};
 
-use super::units::Unit;
 use super::{
     Admin, AuthorityMatch, Cluster, Config, Http2, Listener, Match, PathMatch, Pool, Route,
 };
+use thalweg_filters::units::Unit;
 
 /// Loads back to the same configuration, but for the token, which stays hidden.
 pub(super) fn config(config: &Config) -> Value {

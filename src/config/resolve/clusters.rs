@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{Resolve, http2, or};
-use crate::config::units::Count;
 use crate::config::{Address, Cluster, Pool, raw};
+use thalweg_filters::units::Count;
 
 impl Resolve<'_> {
     pub(super) fn cluster(&mut self, name: String, raw: raw::Cluster) -> Cluster {

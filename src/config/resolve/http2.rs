@@ -1,8 +1,8 @@
 //! HTTP/2 and its windows, which bound each other.
 
 use super::{Resolve, or};
-use crate::config::units::{Count, Size, Unit};
 use crate::config::{Http2, raw};
+use thalweg_filters::units::{Count, Size, Unit};
 
 /// The largest window HTTP/2 knows.
 const WINDOW_MAX: u64 = (1 << 31) - 1;

@@ -1,43 +1,47 @@
-//! Numbers as people write them: `100`, `64KiB`, `5s`.
+//! Numbers as people write them in settings: `100`, `64KiB`, `5s`.
 
 use std::fmt;
 use std::time;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
+use serde::ser::{Serialize, Serializer};
 
 /// What a number measures. The amount is kept in the smallest step: one, a byte, a millisecond.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Unit {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// Plain numbers.
     Count,
+    /// Bytes.
     Size,
+    /// Milliseconds.
     Duration,
 }
 
 /// A plain number of things.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Count(pub(super) u64);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Count(pub u64);
 
-/// A number of bytes.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Size(pub(super) u64);
+/// A number of bytes, written `64KiB`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size(pub u64);
 
-/// A number of milliseconds.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Duration(pub(super) u64);
+/// A number of milliseconds, written `5s`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Duration(pub u64);
 
 // === impl Unit ===
 
 impl Unit {
     /// The unit that a schema calls by this `format`.
-    pub(super) fn from_format(format: &str) -> Option<Self> {
+    pub fn from_format(format: &str) -> Option<Self> {
         [Self::Count, Self::Size, Self::Duration]
             .into_iter()
             .find(|unit| unit.format() == format)
     }
 
     /// Its name in the schema.
-    pub(super) fn format(self) -> &'static str {
+    pub fn format(self) -> &'static str {
         match self {
             Self::Count => "count",
             Self::Size => "size",
@@ -46,7 +50,7 @@ impl Unit {
     }
 
     /// Its name in a sentence.
-    pub(super) fn noun(self) -> &'static str {
+    pub fn noun(self) -> &'static str {
         match self {
             Self::Count => "a whole number",
             Self::Size => "a size",
@@ -55,7 +59,7 @@ impl Unit {
     }
 
     /// How to write one.
-    pub(super) fn hint(self) -> &'static str {
+    pub fn hint(self) -> &'static str {
         match self {
             Self::Count => "write digits only, such as `100`",
             Self::Size => "write a whole number of bytes, `KiB`, `MiB` or `GiB`, such as `64KiB`",
@@ -64,7 +68,7 @@ impl Unit {
     }
 
     /// Reads an amount, or `None` where the text is not one.
-    pub(super) fn parse(self, text: &str) -> Option<u64> {
+    pub fn parse(self, text: &str) -> Option<u64> {
         let end = text
             .find(|c: char| !c.is_ascii_digit())
             .unwrap_or(text.len());
@@ -74,7 +78,7 @@ impl Unit {
     }
 
     /// Writes an amount in the largest step that leaves no rest.
-    pub(super) fn show(self, amount: u64) -> String {
+    pub fn show(self, amount: u64) -> String {
         if amount == 0 && self == Self::Duration {
             return "0s".into();
         }
@@ -123,12 +127,12 @@ macro_rules! narrow {
     ($name:ident) => {
         impl $name {
             /// As much of it as fits: the schema's maximum has seen to it that all does.
-            pub(super) fn u32(self) -> u32 {
+            pub fn u32(self) -> u32 {
                 u32::try_from(self.0).unwrap_or(u32::MAX)
             }
 
             /// As much of it as fits: the schema's maximum has seen to it that all does.
-            pub(super) fn usize(self) -> usize {
+            pub fn usize(self) -> usize {
                 usize::try_from(self.0).unwrap_or(usize::MAX)
             }
         }
@@ -145,6 +149,12 @@ macro_rules! quantity {
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 deserializer.deserialize_any(Text(Unit::$name)).map(Self)
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&Unit::$name.show(self.0))
             }
         }
 
