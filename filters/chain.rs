@@ -16,7 +16,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use tower::{Layer, Service};
 
-use crate::{Body, Error, metrics};
+use crate::{Body, Error, metrics, sequence};
 
 /// A filter that a route may name.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -24,6 +24,8 @@ use crate::{Body, Error, metrics};
 pub enum Filter {
     /// Counts streams, bytes and messages by route.
     Metrics(metrics::Config),
+    /// Refuses streams whose messages are not numbered one after another.
+    Sequence(sequence::Config),
 }
 
 /// What the filters of a chain are built with.
@@ -53,6 +55,7 @@ impl Filter {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Metrics(_) => "metrics",
+            Self::Sequence(_) => "sequence",
         }
     }
 
@@ -62,6 +65,9 @@ impl Filter {
                 metrics::MetricsLayer::new(surroundings.metrics.route(surroundings.route))
                     .layer(inner),
             ),
+            Self::Sequence(config) => {
+                Chain::new(sequence::SequenceLayer::new(config, surroundings.route).layer(inner))
+            }
         }
     }
 }
@@ -146,7 +152,10 @@ mod tests {
             route: "greeter",
             metrics: &registry,
         };
-        let filters = [Filter::Metrics(metrics::Config {})];
+        let filters = [
+            Filter::Metrics(metrics::Config {}),
+            Filter::Sequence(sequence::Config::default()),
+        ];
 
         let mut chain = Chain::build(
             &filters,

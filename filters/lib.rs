@@ -12,6 +12,7 @@
 //! | [`chain`] | the closed list of filters, and how a chain is built |
 //! | [`deadline`] | ends calls whose `grpc-timeout` has passed |
 //! | [`metrics`] | counts streams, bytes and messages by route |
+//! | [`sequence`] | refuses streams whose messages are not numbered one after another |
 //! | [`units`] | numbers as people write them in settings: `64KiB`, `5s` |
 
 pub mod body;
@@ -20,6 +21,7 @@ pub mod deadline;
 pub mod ending;
 pub mod error;
 pub mod metrics;
+pub mod sequence;
 pub mod stream;
 pub mod units;
 
