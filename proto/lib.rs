@@ -15,10 +15,12 @@
 //! | [`field`] | which protobuf fields lie at given paths in a message |
 //! | [`status`] | gRPC codes, from and to HTTP and HTTP/2 resets; `grpc-message` |
 //! | [`deadline`] | `grpc-timeout`, read and written |
+//! | [`bindings`] | the messages of output bindings, and how payload is wrapped in them |
 //! | [`method`] | `/package.Service/Method`, and which content types are gRPC |
 //!
 //! `tests/chunking.rs` holds the properties, `fuzz/` a fuzz target for each parser.
 
+pub mod bindings;
 pub mod deadline;
 pub mod field;
 pub mod frame;
