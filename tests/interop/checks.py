@@ -4,28 +4,34 @@ import base64
 import contextlib
 import hashlib
 import json
-import os
 import pathlib
 import re
-import select
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 
-HERE = pathlib.Path(__file__).parent
-PYTHON = sys.executable
+from harness import (
+    FAILURES,
+    HERE,
+    PATIENCE,
+    PYTHON,
+    SOON,
+    VERSIONS,
+    Failed,
+    Proxy,
+    Tally,
+    curl,
+    expect,
+    free_ports,
+    log_on_failure,
+    run,
+    server,
+    told,
+)
+
 BUF = str(pathlib.Path(PYTHON).with_name("buf"))
 SERVICE = "thalweg.interop.Echo"
-
-# For one client with all its checks, or one call of a command.
-PATIENCE = 240
-# For whatever must happen soon.
-SOON = 10
 
 # A build with debug assertions may be slow, but none of these is about speed.
 CONFIG = """
@@ -46,104 +52,6 @@ routes:
   - {{name: http2, match: {{path_prefix: /http2/}}, cluster: http2}}
   - {{name: down, match: {{path_prefix: /down/}}, cluster: down}}
 """
-
-
-class Failed(Exception):
-    """What a check found; the rest of the story is in the log."""
-
-
-def expect(what, wanted):
-    if what != wanted:
-        raise Failed(f"expected {wanted!r:.500}\n     got {what!r:.500}")
-
-
-class Tally:
-    passed = 0
-
-    def ok(self, name):
-        self.passed += 1
-        print(f"ok {name}", flush=True)
-
-
-def free_ports(count):
-    """Ports that nobody listens on; they may be taken before they are used, but in a range that is rarely asked for."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
-def end(process):
-    """Ends a process that was started here, and nothing else."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(SOON)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(SOON)
-
-
-def server(stack, *command):
-    """Starts a server and answers with the port that it prints."""
-    process = subprocess.Popen(
-        command, cwd=HERE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    stack.callback(end, process)
-    if not select.select([process.stdout], [], [], 30)[0]:
-        raise Failed(f"{command} did not start")
-    return int(process.stdout.readline())
-
-
-def run(*command, wait=PATIENCE, **options):
-    return subprocess.run(command, cwd=HERE, timeout=wait, capture_output=True, **options)
-
-
-class Proxy:
-    def __init__(self, stack, binary, ports):
-        port, admin, nobody = free_ports(3)
-        self.address, self.admin = f"127.0.0.1:{port}", f"http://127.0.0.1:{admin}"
-        folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        file, self.log_file = folder / "proxy.yaml", folder / "log"
-        file.write_text(CONFIG.format(port=port, admin=admin, nobody=nobody, service=SERVICE, **ports))
-        with self.log_file.open("wb") as log:
-            self.process = subprocess.Popen(
-                [binary, "--config", str(file)],
-                stdin=subprocess.DEVNULL,
-                stderr=log,
-                env={**os.environ, "THALWEG_LOG": "thalweg=debug"},
-            )
-        stack.callback(end, self.process)
-        self.until("ready", lambda: self.get("/readyz") == "ready\n")
-
-    def get(self, path):
-        try:
-            with urllib.request.urlopen(self.admin + path, timeout=SOON) as answer:
-                return answer.read().decode()
-        except urllib.error.URLError as error:
-            return str(error)
-
-    def log(self):
-        return self.log_file.read_text(errors="replace")
-
-    def until(self, what, reached):
-        began = time.monotonic()
-        while not reached():
-            if self.process.poll() is not None:
-                raise Failed(f"the proxy ended with {self.process.returncode}")
-            if time.monotonic() - began > SOON:
-                raise Failed(f"not {what} within {SOON} s")
-            time.sleep(0.05)
-
-    def metric(self, name):
-        """The sum of a metric over its labels."""
-        values = re.findall(rf"^{name}(?:{{.*}})? (\S+)$", self.get("/metrics"), re.MULTILINE)
-        return sum(map(float, values))
-
-    def is_idle(self):
-        gauges = ["streams_live", "cluster_streams", "cluster_pending", "listener_connections_live"]
-        return all(self.metric("thalweg_" + gauge) == 0 for gauge in gauges)
 
 
 # === The clients with checks of their own ===
@@ -253,18 +161,9 @@ def binary(data):
 # === curl ===
 
 
-def curl(proxy, path, *more, **options):
-    return run(
-        "curl", "--silent", "--show-error", "--max-time", "60", *more, f"http://{proxy.address}{path}",
-        **options,
-    )  # fmt: skip
-
-
 SIZE = 20 * 1024 * 1024
 BODY = (bytes(range(256)) * 256 * 320)[:SIZE]
 DIGEST = hashlib.sha256(BODY).hexdigest()
-# The two ways of curl to speak; the second is nghttp2's.
-VERSIONS = {"HTTP/1.1": "--http1.1", "h2c": "--http2-prior-knowledge"}
 
 
 def download(proxy, version):
@@ -330,25 +229,16 @@ def aborted_upload(proxy, version):
     )
 
 
-def told(output):
-    head, _, body = output.partition(b"\r\n\r\n")
-    first, *lines = head.decode().split("\r\n")
-    headers = dict(line.lower().split(": ", 1) for line in lines)
-    return int(first.split()[1]), headers, body
-
-
 # === All together ===
 
 
 def through(tally, binary, name, ports, plain):
     """Everything that goes through one proxy."""
     with contextlib.ExitStack() as stack:
-        proxy = Proxy(stack, binary, ports)
-        try:
+        [nobody] = free_ports(1)
+        proxy = Proxy(stack, binary, CONFIG, nobody=nobody, service=SERVICE, **ports)
+        with log_on_failure(proxy):
             checks(tally, proxy, name, plain)
-        except (Failed, subprocess.TimeoutExpired, AssertionError, KeyError, ValueError):
-            print(f"=== the proxy's log ===\n{proxy.log()[-20_000:]}", file=sys.stderr)
-            raise
 
 
 def checks(tally, proxy, name, plain):
@@ -382,26 +272,29 @@ def checks(tally, proxy, name, plain):
         grpc_over_http1(proxy)
         tally.ok("curl over HTTP/1.1: gRPC gets a clear error")
 
-    proxy.until("idle", proxy.is_idle)
-    expect(proxy.metric("thalweg_panics_total"), 0)
-    tally.ok(f"proxy before {name}: nothing is left open")
-    proxy.process.send_signal(signal.SIGTERM)
-    expect(proxy.process.wait(SOON), 0)
-    tally.ok(f"proxy before {name}: SIGTERM ends it with 0")
+    proxy.finish(tally, f"proxy before {name}")
 
 
-def main(binary):
+def stacks(tally, binary):
+    with contextlib.ExitStack() as stack:
+        http1 = server(stack, PYTHON, "http1_server.py")
+        http2 = server(stack, "node", "http2_server.js")
+        grpcio = server(stack, PYTHON, "grpcio_server.py")
+        grpcjs = server(stack, "node", "grpcjs_server.js")
+        for name, port, plain in [("grpcio", grpcio, True), ("grpc-js", grpcjs, False)]:
+            ports = {"grpc": port, "http1": http1, "http2": http2}
+            through(tally, binary, name, ports, plain)
+
+
+PARTS = {"stacks": stacks}
+
+
+def main(binary, *parts):
     tally = Tally()
     try:
-        with contextlib.ExitStack() as stack:
-            http1 = server(stack, PYTHON, "http1_server.py")
-            http2 = server(stack, "node", "http2_server.js")
-            grpcio = server(stack, PYTHON, "grpcio_server.py")
-            grpcjs = server(stack, "node", "grpcjs_server.js")
-            for name, port, plain in [("grpcio", grpcio, True), ("grpc-js", grpcjs, False)]:
-                ports = {"grpc": port, "http1": http1, "http2": http2}
-                through(tally, binary, name, ports, plain)
-    except (Failed, subprocess.TimeoutExpired, AssertionError, KeyError, ValueError) as failure:
+        for part in parts or PARTS:
+            PARTS[part](tally, binary)
+    except FAILURES as failure:
         print(f"FAILED {type(failure).__name__}: {failure}", file=sys.stderr)
         print(f"{tally.passed} passed, 1 failed", flush=True)
         return 1
@@ -409,4 +302,4 @@ def main(binary):
     return 0
 
 
-sys.exit(main(sys.argv[1]))
+sys.exit(main(*sys.argv[1:]))
