@@ -11,6 +11,7 @@
 //! | [`ending`] | the four ways in which a stream ends |
 //! | [`chain`] | the closed list of filters, and how a chain is built |
 //! | [`deadline`] | ends calls whose `grpc-timeout` has passed |
+//! | [`gzip`] | reads gzip up to a limit |
 //! | [`metrics`] | counts streams, bytes and messages by route |
 //! | [`units`] | numbers as people write them in settings: `64KiB`, `5s` |
 
@@ -19,6 +20,7 @@ pub mod chain;
 pub mod deadline;
 pub mod ending;
 pub mod error;
+pub mod gzip;
 pub mod metrics;
 pub mod stream;
 pub mod units;
