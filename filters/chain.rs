@@ -16,7 +16,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use tower::{Layer, Service};
 
-use crate::{Body, Error, metrics};
+use crate::{Body, Error, initial_message, metrics};
 
 /// A filter that a route may name.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -24,6 +24,8 @@ use crate::{Body, Error, metrics};
 pub enum Filter {
     /// Counts streams, bytes and messages by route.
     Metrics(metrics::Config),
+    /// Waits for the first message of a gRPC stream, and tells fields of it in headers.
+    InitialMessage(initial_message::Config),
 }
 
 /// What the filters of a chain are built with.
@@ -53,6 +55,7 @@ impl Filter {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Metrics(_) => "metrics",
+            Self::InitialMessage(_) => "initial_message",
         }
     }
 
@@ -62,6 +65,9 @@ impl Filter {
                 metrics::MetricsLayer::new(surroundings.metrics.route(surroundings.route))
                     .layer(inner),
             ),
+            Self::InitialMessage(config) => {
+                Chain::new(initial_message::InitialMessageLayer::new(config).layer(inner))
+            }
         }
     }
 }

@@ -51,14 +51,14 @@ impl fmt::Display for InflateError {
 impl std::error::Error for InflateError {}
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::io::Write;
 
     use flate2::{Compression, write::GzEncoder};
 
     use super::*;
 
-    fn deflate(plain: &[u8]) -> Vec<u8> {
+    pub(crate) fn deflate(plain: &[u8]) -> Vec<u8> {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
         encoder.write_all(plain).unwrap();
         encoder.finish().unwrap()

@@ -12,6 +12,7 @@
 //! | [`chain`] | the closed list of filters, and how a chain is built |
 //! | [`deadline`] | ends calls whose `grpc-timeout` has passed |
 //! | [`gzip`] | reads gzip up to a limit |
+//! | [`initial_message`] | waits for the first message, and sets headers from its fields |
 //! | [`metrics`] | counts streams, bytes and messages by route |
 //! | [`units`] | numbers as people write them in settings: `64KiB`, `5s` |
 
@@ -21,6 +22,7 @@ pub mod deadline;
 pub mod ending;
 pub mod error;
 pub mod gzip;
+pub mod initial_message;
 pub mod metrics;
 pub mod stream;
 pub mod units;
