@@ -16,7 +16,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use tower::{Layer, Service};
 
-use crate::{Body, Error, metrics, sequence};
+use crate::{Body, Error, initial_message, metrics, sequence};
 
 /// A filter that a route may name.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -26,6 +26,8 @@ pub enum Filter {
     Metrics(metrics::Config),
     /// Refuses streams whose messages are not numbered one after another.
     Sequence(sequence::Config),
+    /// Waits for the first message of a gRPC stream, and tells fields of it in headers.
+    InitialMessage(initial_message::Config),
 }
 
 /// What the filters of a chain are built with.
@@ -56,6 +58,7 @@ impl Filter {
         match self {
             Self::Metrics(_) => "metrics",
             Self::Sequence(_) => "sequence",
+            Self::InitialMessage(_) => "initial_message",
         }
     }
 
@@ -67,6 +70,9 @@ impl Filter {
             ),
             Self::Sequence(config) => {
                 Chain::new(sequence::SequenceLayer::new(config, surroundings.route).layer(inner))
+            }
+            Self::InitialMessage(config) => {
+                Chain::new(initial_message::InitialMessageLayer::new(config).layer(inner))
             }
         }
     }

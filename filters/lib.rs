@@ -11,6 +11,8 @@
 //! | [`ending`] | the four ways in which a stream ends |
 //! | [`chain`] | the closed list of filters, and how a chain is built |
 //! | [`deadline`] | ends calls whose `grpc-timeout` has passed |
+//! | [`gzip`] | reads gzip up to a limit |
+//! | [`initial_message`] | waits for the first message, and sets headers from its fields |
 //! | [`metrics`] | counts streams, bytes and messages by route |
 //! | [`sequence`] | refuses streams whose messages are not numbered one after another |
 //! | [`units`] | numbers as people write them in settings: `64KiB`, `5s` |
@@ -20,6 +22,8 @@ pub mod chain;
 pub mod deadline;
 pub mod ending;
 pub mod error;
+pub mod gzip;
+pub mod initial_message;
 pub mod metrics;
 pub mod sequence;
 pub mod stream;
