@@ -5,6 +5,7 @@
 
 use std::{borrow::Cow, error::Error as StdError, fmt, sync::Arc};
 
+use http::{HeaderName, HeaderValue};
 use thalweg_proto::status::Code;
 
 /// Why the proxy ended a stream: small, cheap to clone, the same for gRPC and HTTP.
@@ -18,6 +19,7 @@ struct Inner {
     reason: &'static str,
     side: Side,
     message: Cow<'static, str>,
+    header: Option<(HeaderName, HeaderValue)>,
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
@@ -46,6 +48,7 @@ impl Error {
             reason,
             side,
             message: message.into(),
+            header: None,
             source: None,
         }))
     }
@@ -54,6 +57,13 @@ impl Error {
     #[must_use]
     pub fn with_http_status(mut self, status: u16) -> Self {
         Arc::make_mut(&mut self.0).http_status = Some(status);
+        self
+    }
+
+    /// A header for the client, where the status alone does not say enough: when to come back, what is allowed.
+    #[must_use]
+    pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        Arc::make_mut(&mut self.0).header = Some((name, value));
         self
     }
 
@@ -87,6 +97,11 @@ impl Error {
     /// What happened, in words that are safe for a stranger.
     pub fn message(&self) -> &str {
         &self.0.message
+    }
+
+    /// The header that the client is sent along with the status.
+    pub fn header(&self) -> Option<(&HeaderName, &HeaderValue)> {
+        self.0.header.as_ref().map(|(name, value)| (name, value))
     }
 
     /// The HTTP/2 code for a stream that can only be reset: the one that the other side sent, if it sent one.
