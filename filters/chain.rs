@@ -13,17 +13,19 @@ use std::{
 
 use http::{Request, Response};
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tower::{Layer, Service};
 
-use crate::{Body, Error, metrics};
+use crate::{Body, Error, circuit_breaker, metrics};
 
 /// A filter that a route may name.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Filter {
     /// Counts streams, bytes and messages by route.
     Metrics(metrics::Config),
+    /// Gives a failing upstream a rest: answers at once instead of asking it.
+    CircuitBreaker(circuit_breaker::Config),
 }
 
 /// What the filters of a chain are built with.
@@ -31,8 +33,14 @@ pub enum Filter {
 pub struct Surroundings<'a> {
     /// The route that the chain serves.
     pub route: &'a str,
+    /// What the chain leads to, in words for messages: `cluster greeter`, `binding orders`.
+    pub target: &'a str,
+    /// The binding that it leads to, if it does.
+    pub binding: Option<&'a str>,
     /// Where its counters are kept.
     pub metrics: &'a metrics::Registry,
+    /// Where its breakers are found.
+    pub breakers: &'a circuit_breaker::Registry,
 }
 
 /// The rest of a stream's way, whatever it is made of. It belongs to one worker and never leaves its thread.
@@ -53,15 +61,25 @@ impl Filter {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Metrics(_) => "metrics",
+            Self::CircuitBreaker(_) => "circuit_breaker",
         }
     }
 
     fn wrap(&self, inner: Chain, surroundings: Surroundings<'_>) -> Chain {
         match self {
-            Self::Metrics(_) => Chain::new(
-                metrics::MetricsLayer::new(surroundings.metrics.route(surroundings.route))
-                    .layer(inner),
-            ),
+            Self::Metrics(_) => {
+                let binding = surroundings.binding;
+                let binding = binding.map(|name| surroundings.metrics.binding(name));
+                Chain::new(
+                    metrics::MetricsLayer::new(surroundings.metrics.route(surroundings.route))
+                        .with_binding(binding)
+                        .layer(inner),
+                )
+            }
+            Self::CircuitBreaker(config) => {
+                let breaker = surroundings.breakers.breaker(surroundings.target, config);
+                Chain::new(circuit_breaker::CircuitBreakerLayer::new(breaker).layer(inner))
+            }
         }
     }
 }
@@ -144,9 +162,15 @@ mod tests {
         let registry = metrics::Registry::default();
         let surroundings = Surroundings {
             route: "greeter",
+            target: "cluster greeter",
+            binding: None,
             metrics: &registry,
+            breakers: &circuit_breaker::Registry::default(),
         };
-        let filters = [Filter::Metrics(metrics::Config {})];
+        let filters = [
+            Filter::Metrics(metrics::Config {}),
+            Filter::CircuitBreaker(circuit_breaker::Config::default()),
+        ];
 
         let mut chain = Chain::build(
             &filters,
