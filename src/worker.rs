@@ -19,7 +19,9 @@ use http::Request;
 use thalweg_filters::{
     Body, Error, Side,
     chain::{Chain, ChainFuture, Surroundings},
+    circuit_breaker,
     deadline::{Deadline, DeadlineFuture},
+    metrics,
 };
 use thalweg_proto::status::Code;
 use tokio::{
@@ -94,6 +96,7 @@ pub(crate) fn start(
     let load = Arc::<Load>::default();
     let process = Arc::clone(&telemetry.process);
     let streams = Arc::clone(&telemetry.streams);
+    let breakers = Arc::clone(&telemetry.breakers);
     let shared_load = Arc::clone(&load);
     let thread = thread::Builder::new().name(name).spawn(move || {
         let runtime = Builder::new_current_thread()
@@ -106,7 +109,7 @@ pub(crate) fn start(
         };
         runtime.block_on(async move {
             let limit = config.drain_timeout;
-            let worker = Worker::new(&config, process, &streams, drain, shared_load);
+            let worker = Worker::new(&config, process, &streams, &breakers, drain, shared_load);
             run(Rc::new(worker), accepted, limit).await;
         });
     })?;
@@ -158,7 +161,8 @@ impl Worker {
     fn new(
         config: &Config,
         process: Arc<Process>,
-        streams: &thalweg_filters::metrics::Registry,
+        streams: &metrics::Registry,
+        breakers: &circuit_breaker::Registry,
         drain: watch::Receiver<bool>,
         load: Arc<Load>,
     ) -> Self {
@@ -181,9 +185,17 @@ impl Worker {
                     .map(|target| (cluster(&target.cluster.name), target.weight));
                 let forward = Rc::new(Forward::new(targets, route.timeouts.stall));
                 let end = service_fn(move |request| Forward::call(Rc::clone(&forward), request));
+                // Routes to one cluster share its breaker; a breaker of several clusters is the route's own.
+                let target = match route.targets.as_slice() {
+                    [target] => format!("cluster {}", target.cluster.name),
+                    _ => format!("route {}", route.name),
+                };
                 let surroundings = Surroundings {
                     route: &route.name,
+                    target: &target,
+                    binding: None,
                     metrics: streams,
+                    breakers,
                 };
                 let chain = Deadline::new(Chain::build(&route.filters, surroundings, end));
                 (route.matches.clone(), RefCell::new(chain))
@@ -338,10 +350,13 @@ mod tests {
                 }))
             }
         });
-        let streams = thalweg_filters::metrics::Registry::default();
+        let telemetry = Telemetry::default();
         let surroundings = Surroundings {
             route: "it",
-            metrics: &streams,
+            target: "route it",
+            binding: None,
+            metrics: &telemetry.streams,
+            breakers: &telemetry.breakers,
         };
         let chain = Deadline::new(Chain::build(&[], surroundings, end));
         let routes = [(crate::config::Match::default(), RefCell::new(chain))];

@@ -238,6 +238,25 @@ fn routes_take_the_default_filters_unless_they_have_their_own() {
 }
 
 #[test]
+fn breaker_in_full_shows_and_reads_back_as_it_was() {
+    let text = with_route(
+        "cluster: web
+filters: [metrics, {circuit_breaker: {max_requests: 3, trip: 'requests > 9'}}]",
+    );
+    let config = accepted(&text);
+
+    let shown = config.to_json();
+
+    let filters = &shown["routes"][0]["filters"];
+    let breaker = serde_json::json!({"circuit_breaker": {
+        "max_requests": "3", "interval": "0s", "timeout": "1m", "trip": "requests > 9",
+    }});
+    assert_eq!(*filters, serde_json::json!(["metrics", breaker]));
+    let again = accepted(&shown.to_string());
+    assert_eq!(again.routes[0].filters, config.routes[0].filters);
+}
+
+#[test]
 fn environment_fills_values_quoted_or_not() {
     let text = "
         admin: {token: \"${TOKEN}\"}
@@ -492,5 +511,7 @@ refused! {
     unknown_filter: &with_route("cluster: web\nfilters: [metric]");
     unknown_filter_in_map: &with_route("cluster: web\nfilters: [{metric: {}}]");
     unknown_key_in_filter: &with_route("cluster: web\nfilters: [{metrics: {bucket: 1}}]");
+    bad_trip: &with_route("cluster: web\nfilters: [{circuit_breaker: {trip: consecutiveFailure > 5}}]");
+    breaker_without_timeout: &with_route("cluster: web\nfilters: [{circuit_breaker: {timeout: 0s}}]");
     filter_twice: &with_route("cluster: web\nfilters: [metrics, {metrics: {}}]");
 }

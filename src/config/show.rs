@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::{
     Admin, AuthorityMatch, Cluster, Config, Http2, Listener, Match, PathMatch, Pool, Route,
 };
-use thalweg_filters::units::Unit;
+use thalweg_filters::{chain::Filter, units::Unit};
 
 /// Loads back to the same configuration, but for the token, which stays hidden.
 pub(super) fn config(config: &Config) -> Value {
@@ -107,7 +107,7 @@ fn route(route: &Route) -> Value {
         "name": route.name,
         "match": matches(&route.matches),
         "timeouts": {"stall": duration(route.timeouts.stall)},
-        "filters": route.filters.iter().map(|filter| filter.name()).collect::<Value>(),
+        "filters": route.filters.iter().map(filter).collect::<Value>(),
     });
     let targets = route.targets.iter();
     match route.targets.as_slice() {
@@ -119,6 +119,16 @@ fn route(route: &Route) -> Value {
         }
     }
     all
+}
+
+/// By its bare name, if there is no more to say.
+fn filter(filter: &Filter) -> Value {
+    match serde_json::to_value(filter) {
+        Ok(Value::Object(entry)) if entry.values().any(|settings| *settings != json!({})) => {
+            entry.into()
+        }
+        _ => filter.name().into(),
+    }
 }
 
 fn matches(matches: &Match) -> Value {
