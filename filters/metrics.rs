@@ -33,7 +33,7 @@ use prometheus_client::{
     metrics::MetricType,
 };
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use thalweg_proto::{frame::FrameInspector, status::Code};
 use tokio::time::Instant;
 use tower::{Layer, Service};
@@ -45,7 +45,7 @@ use crate::{
 };
 
 /// Settings of `metrics`; there are none.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {}
 
