@@ -16,7 +16,7 @@ use http_body::{Body as _, Frame};
 use thalweg_filters::{
     Body, Chunk, Error, StreamContext,
     chain::{Chain, Filter, Surroundings},
-    metrics,
+    circuit_breaker, metrics,
     stream::Protocol,
 };
 use tokio::time::Instant;
@@ -70,17 +70,23 @@ fn stream(chain: &mut Chain) {
 }
 
 fn chains(criterion: &mut Criterion) {
-    let all: [(&str, &[Filter]); 2] = [
+    let breaker = circuit_breaker::Config::default();
+    let all: [(&str, &[Filter]); 3] = [
         ("none", &[]),
         ("metrics", &[Filter::Metrics(metrics::Config {})]),
+        ("circuit_breaker", &[Filter::CircuitBreaker(breaker)]),
     ];
     let mut group = criterion.benchmark_group("chain");
     for (name, filters) in all {
         for messages in [1, 1000] {
             let registry = metrics::Registry::default();
+            let breakers = circuit_breaker::Registry::default();
             let surroundings = Surroundings {
                 route: "bench",
+                target: "cluster bench",
+                binding: None,
                 metrics: &registry,
+                breakers: &breakers,
             };
             let end = service_fn(move |request: Request<Body>| async move {
                 drain(request.into_body());

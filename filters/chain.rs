@@ -13,19 +13,23 @@ use std::{
 
 use http::{Request, Response};
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tower::{Layer, Service};
 
-use crate::{Body, Error, metrics, sequence};
+use crate::{Body, Error, circuit_breaker, initial_message, metrics, sequence};
 
 /// A filter that a route may name.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Filter {
     /// Counts streams, bytes and messages by route.
     Metrics(metrics::Config),
     /// Refuses streams whose messages are not numbered one after another.
     Sequence(sequence::Config),
+    /// Waits for the first message of a gRPC stream, and tells fields of it in headers.
+    InitialMessage(initial_message::Config),
+    /// Gives a failing upstream a rest: answers at once instead of asking it.
+    CircuitBreaker(circuit_breaker::Config),
 }
 
 /// What the filters of a chain are built with.
@@ -33,8 +37,14 @@ pub enum Filter {
 pub struct Surroundings<'a> {
     /// The route that the chain serves.
     pub route: &'a str,
+    /// What the chain leads to, in words for messages: `cluster greeter`, `binding orders`.
+    pub target: &'a str,
+    /// The binding that it leads to, if it does.
+    pub binding: Option<&'a str>,
     /// Where its counters are kept.
     pub metrics: &'a metrics::Registry,
+    /// Where its breakers are found.
+    pub breakers: &'a circuit_breaker::Registry,
 }
 
 /// The rest of a stream's way, whatever it is made of. It belongs to one worker and never leaves its thread.
@@ -56,17 +66,31 @@ impl Filter {
         match self {
             Self::Metrics(_) => "metrics",
             Self::Sequence(_) => "sequence",
+            Self::InitialMessage(_) => "initial_message",
+            Self::CircuitBreaker(_) => "circuit_breaker",
         }
     }
 
     fn wrap(&self, inner: Chain, surroundings: Surroundings<'_>) -> Chain {
         match self {
-            Self::Metrics(_) => Chain::new(
-                metrics::MetricsLayer::new(surroundings.metrics.route(surroundings.route))
-                    .layer(inner),
-            ),
             Self::Sequence(config) => {
                 Chain::new(sequence::SequenceLayer::new(config, surroundings.route).layer(inner))
+            }
+            Self::InitialMessage(config) => {
+                Chain::new(initial_message::InitialMessageLayer::new(config).layer(inner))
+            }
+            Self::Metrics(_) => {
+                let binding = surroundings.binding;
+                let binding = binding.map(|name| surroundings.metrics.binding(name));
+                Chain::new(
+                    metrics::MetricsLayer::new(surroundings.metrics.route(surroundings.route))
+                        .with_binding(binding)
+                        .layer(inner),
+                )
+            }
+            Self::CircuitBreaker(config) => {
+                let breaker = surroundings.breakers.breaker(surroundings.target, config);
+                Chain::new(circuit_breaker::CircuitBreakerLayer::new(breaker).layer(inner))
             }
         }
     }
@@ -150,11 +174,15 @@ mod tests {
         let registry = metrics::Registry::default();
         let surroundings = Surroundings {
             route: "greeter",
+            target: "cluster greeter",
+            binding: None,
             metrics: &registry,
+            breakers: &circuit_breaker::Registry::default(),
         };
         let filters = [
             Filter::Metrics(metrics::Config {}),
             Filter::Sequence(sequence::Config::default()),
+            Filter::CircuitBreaker(circuit_breaker::Config::default()),
         ];
 
         let mut chain = Chain::build(

@@ -5,6 +5,7 @@
 
 use std::{borrow::Cow, error::Error as StdError, fmt, sync::Arc};
 
+use http::{HeaderName, HeaderValue};
 use thalweg_proto::status::Code;
 
 /// Why the proxy ended a stream: small, cheap to clone, the same for gRPC and HTTP.
@@ -18,6 +19,7 @@ struct Inner {
     reason: &'static str,
     side: Side,
     message: Cow<'static, str>,
+    header: Option<(HeaderName, HeaderValue)>,
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
@@ -46,6 +48,7 @@ impl Error {
             reason,
             side,
             message: message.into(),
+            header: None,
             source: None,
         }))
     }
@@ -54,6 +57,14 @@ impl Error {
     #[must_use]
     pub fn with_http_status(mut self, status: u16) -> Self {
         Arc::make_mut(&mut self.0).http_status = Some(status);
+        self
+    }
+
+    /// A header that tells the client how to do better, such as `retry-after`. It goes where the status goes, as long as
+    /// the answer has not begun.
+    #[must_use]
+    pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        Arc::make_mut(&mut self.0).header = Some((name, value));
         self
     }
 
@@ -87,6 +98,12 @@ impl Error {
     /// What happened, in words that are safe for a stranger.
     pub fn message(&self) -> &str {
         &self.0.message
+    }
+
+    /// What the client is told besides.
+    pub fn header(&self) -> Option<(&HeaderName, &HeaderValue)> {
+        let (name, value) = self.0.header.as_ref()?;
+        Some((name, value))
     }
 
     /// The HTTP/2 code for a stream that can only be reset: the one that the other side sent, if it sent one.
@@ -165,5 +182,16 @@ mod tests {
 
         assert_eq!(error.http_status(), 501);
         assert_eq!(error.with_http_status(404).http_status(), 404);
+    }
+
+    #[test]
+    fn header_goes_with_the_error() {
+        let error = Error::new(Code::Unavailable, "rejecting", Side::Proxy, "later");
+        assert_eq!(error.header(), None);
+
+        let (name, value) = (http::header::RETRY_AFTER, HeaderValue::from_static("7"));
+        let error = error.with_header(name.clone(), value.clone());
+
+        assert_eq!(error.header(), Some((&name, &value)));
     }
 }

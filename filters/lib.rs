@@ -10,16 +10,22 @@
 //! | [`stream`] | what all filters of one stream share, and the way to abort it |
 //! | [`ending`] | the four ways in which a stream ends |
 //! | [`chain`] | the closed list of filters, and how a chain is built |
+//! | [`circuit_breaker`] | gives a failing upstream a rest |
 //! | [`deadline`] | ends calls whose `grpc-timeout` has passed |
-//! | [`metrics`] | counts streams, bytes and messages by route |
+//! | [`gzip`] | reads gzip up to a limit |
+//! | [`initial_message`] | waits for the first message, and sets headers from its fields |
 //! | [`sequence`] | refuses streams whose messages are not numbered one after another |
+//! | [`metrics`] | counts streams, bytes and messages by route, and bindings in Dapr's words |
 //! | [`units`] | numbers as people write them in settings: `64KiB`, `5s` |
 
 pub mod body;
 pub mod chain;
+pub mod circuit_breaker;
 pub mod deadline;
 pub mod ending;
 pub mod error;
+pub mod gzip;
+pub mod initial_message;
 pub mod metrics;
 pub mod sequence;
 pub mod stream;

@@ -7,10 +7,14 @@
 //! [`RouteStats`], one per route and worker. A worker is the only writer of its own, so that counting is a load and a store
 //! without a locked instruction; a scrape, on another thread, adds up what the workers wrote.
 //!
+//! A chain that serves a binding is also counted in Dapr's words, once a stream: by component, operation and success.
+//!
 //! ```yaml
 //! filters:
 //!   - metrics
 //! ```
+
+mod dapr;
 
 use std::{
     fmt,
@@ -33,11 +37,12 @@ use prometheus_client::{
     metrics::MetricType,
 };
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use thalweg_proto::{frame::FrameInspector, status::Code};
 use tokio::time::Instant;
 use tower::{Layer, Service};
 
+pub use self::dapr::BindingStats;
 use crate::{
     Body, Chunk, Error, StreamContext,
     ending::{Ending, grpc_status},
@@ -45,14 +50,19 @@ use crate::{
 };
 
 /// Settings of `metrics`; there are none.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {}
+
+/// What a binding is asked to do, in the extensions of the request; the label `operation` of Dapr's metrics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Operation(pub Arc<str>);
 
 /// Adds [`Metrics`] to a route.
 #[derive(Clone, Debug)]
 pub struct MetricsLayer {
     stats: Arc<RouteStats>,
+    binding: Option<Arc<BindingStats>>,
 }
 
 /// Counts what passes; see the [module docs](self).
@@ -60,6 +70,7 @@ pub struct MetricsLayer {
 pub struct Metrics<S> {
     inner: S,
     stats: Arc<RouteStats>,
+    binding: Option<Arc<BindingStats>>,
 }
 
 pin_project! {
@@ -96,6 +107,7 @@ struct Tally {
     started_at: Instant,
     grpc: bool,
     http_class: usize,
+    binding: Option<(Arc<BindingStats>, Option<Operation>)>,
     ended: bool,
 }
 
@@ -131,7 +143,10 @@ pub struct RouteStats {
 
 /// All routes of all workers, as `/metrics` prints them.
 #[derive(Default)]
-pub struct Registry(Mutex<Vec<(String, Arc<RouteStats>)>>);
+pub struct Registry {
+    routes: Mutex<Vec<(String, Arc<RouteStats>)>>,
+    bindings: dapr::Bindings,
+}
 
 /// A counter with one writer: a load and a store, no locked instruction.
 #[derive(Default)]
@@ -148,7 +163,17 @@ struct Histogram {
 impl MetricsLayer {
     /// Counts into `stats`, which nobody else may write.
     pub fn new(stats: Arc<RouteStats>) -> Self {
-        Self { stats }
+        Self {
+            stats,
+            binding: None,
+        }
+    }
+
+    /// Counts for a binding as well, together with all others who do.
+    #[must_use]
+    pub fn with_binding(mut self, binding: Option<Arc<BindingStats>>) -> Self {
+        self.binding = binding;
+        self
     }
 }
 
@@ -159,6 +184,7 @@ impl<S> Layer<S> for MetricsLayer {
         Metrics {
             inner,
             stats: Arc::clone(&self.stats),
+            binding: self.binding.clone(),
         }
     }
 }
@@ -189,6 +215,10 @@ where
             started_at,
             grpc,
             http_class: 0,
+            binding: self
+                .binding
+                .clone()
+                .map(|binding| (binding, request.extensions().get().cloned())),
             ended: false,
         };
         let request = request.map(|body| {
@@ -347,7 +377,14 @@ impl Tally {
         };
         self.stats.ended[status][ending.index()].add(1);
         self.stats.live.subtract(1);
-        self.stats.duration.observe(self.started_at.elapsed());
+        let elapsed = self.started_at.elapsed();
+        self.stats.duration.observe(elapsed);
+        if let Some((binding, operation)) = self.binding.take() {
+            // The index of "2xx", or gRPC's own word.
+            let ok = if self.grpc { Code::Ok as usize } else { 17 + 1 };
+            let operation = operation.as_ref().map_or("", |Operation(name)| name);
+            binding.ended(operation, status == ok, elapsed);
+        }
     }
 }
 
@@ -404,6 +441,19 @@ impl fmt::Debug for RouteStats {
 // === impl Registry ===
 
 impl Registry {
+    /// Without counters yet. Dapr's metrics bear `app_id` and `namespace` as labels.
+    pub fn new(app_id: impl Into<String>, namespace: impl Into<String>) -> Self {
+        Self {
+            routes: Mutex::default(),
+            bindings: dapr::Bindings::new(app_id.into(), namespace.into()),
+        }
+    }
+
+    /// Dapr's counters of a binding, shared by all workers.
+    pub fn binding(&self, name: &str) -> Arc<BindingStats> {
+        self.bindings.binding(name)
+    }
+
     /// A new set of counters for a route, for one worker alone.
     pub fn route(&self, route: &str) -> Arc<RouteStats> {
         let stats = Arc::<RouteStats>::default();
@@ -412,7 +462,7 @@ impl Registry {
     }
 
     fn routes(&self) -> std::sync::MutexGuard<'_, Vec<(String, Arc<RouteStats>)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The routes in order of their first appearance, each with the stats of its workers.
@@ -572,7 +622,7 @@ impl Collector for Registry {
                 })?;
             }
         }
-        Ok(())
+        self.bindings.encode(&mut encoder)
     }
 }
 
@@ -769,6 +819,118 @@ mod tests {
             &text,
             r#"thalweg_bytes_total{route="r",direction="response"} 5"#,
         );
+    }
+
+    /// Dapr's lines after streams that each take `elapsed` and end so.
+    async fn run_binding(
+        protocol: Protocol,
+        answer: Result<Response<Body>, Error>,
+        elapsed: Duration,
+        drain: bool,
+    ) -> String {
+        let registry = Arc::new(Registry::new("shop", "prod"));
+        let mut answer = Some(answer);
+        let mut service = MetricsLayer::new(registry.route("r"))
+            .with_binding(Some(registry.binding("orders")))
+            .layer(service_fn(move |_| {
+                let answer = answer.take().unwrap();
+                async move {
+                    tokio::time::sleep(elapsed).await;
+                    answer
+                }
+            }));
+        let mut request = Request::new(Body::empty());
+        let context = StreamContext::new(protocol, Instant::now(), None);
+        request.extensions_mut().insert(context);
+        request.extensions_mut().insert(Operation("create".into()));
+        if let Ok(response) = service.call(request).await
+            && drain
+        {
+            let mut body = response.into_body();
+            while std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx))
+                .await
+                .is_some()
+            {}
+        }
+        let mut all = registry::Registry::default();
+        all.register_collector(Box::new(registry));
+        let mut text = String::new();
+        text::encode(&mut text, &all).unwrap();
+        text
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn binding_is_counted_in_dapr_s_words() {
+        let answer = Ok(Response::new(body(vec![message(), trailers("0")])));
+
+        let text = run_binding(Protocol::Grpc, answer, Duration::from_millis(7), true).await;
+
+        let labels = r#"app_id="shop",component="orders",namespace="prod",operation="create",success="true""#;
+        for line in [
+            "# TYPE dapr_component_output_binding_count unknown".to_owned(),
+            format!("dapr_component_output_binding_count{{{labels}}} 1"),
+            "# TYPE dapr_component_output_binding_latencies histogram".to_owned(),
+            format!("dapr_component_output_binding_latencies_sum{{{labels}}} 7.0"),
+            format!("dapr_component_output_binding_latencies_count{{{labels}}} 1"),
+            format!("dapr_component_output_binding_latencies_bucket{{le=\"6.0\",{labels}}} 0"),
+            format!("dapr_component_output_binding_latencies_bucket{{le=\"8.0\",{labels}}} 1"),
+            format!("dapr_component_output_binding_latencies_bucket{{le=\"+Inf\",{labels}}} 1"),
+        ] {
+            assert_line(&text, &line);
+        }
+        let buckets = text
+            .lines()
+            .filter(|line| line.starts_with("dapr_component_output_binding_latencies_bucket"));
+        assert_eq!(buckets.count(), 35);
+        assert!(!text.contains(r#"success="false""#), "{text}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn binding_succeeds_by_its_real_end_alone() {
+        let grpc = |frames| Ok(Response::new(body(frames)));
+        let http = |status: u16| {
+            let mut response = Response::new(Body::full("x"));
+            *response.status_mut() = status.try_into().unwrap();
+            Ok(response)
+        };
+        let gone = || Error::new(Code::Unavailable, "x", crate::Side::Upstream, "gone");
+        for (protocol, answer, drain, success) in [
+            (
+                Protocol::Grpc,
+                grpc(vec![message(), trailers("5")]),
+                true,
+                false,
+            ),
+            (Protocol::Grpc, grpc(vec![message()]), true, false),
+            (
+                Protocol::Grpc,
+                grpc(vec![message(), Err(gone())]),
+                true,
+                false,
+            ),
+            (
+                Protocol::Grpc,
+                grpc(vec![message(), trailers("0")]),
+                false,
+                false,
+            ),
+            (Protocol::Grpc, Err(gone()), true, false),
+            (Protocol::Http, http(200), true, true),
+            (Protocol::Http, http(404), true, false),
+            (Protocol::Http, http(200), false, false),
+        ] {
+            let case = format!("{protocol:?} {answer:?} {drain}");
+            let text = run_binding(protocol, answer, Duration::ZERO, drain).await;
+
+            let line = format!(
+                r#"dapr_component_output_binding_count{{app_id="shop",component="orders",namespace="prod",operation="create",success="{success}"}} 1"#
+            );
+            assert!(text.lines().any(|found| found == line), "{case}: {text}");
+            assert!(
+                !text.contains("dapr_component_output_binding_latencies_count"),
+                "what took no time has no latency"
+            );
+        }
     }
 
     #[tokio::test]

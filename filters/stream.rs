@@ -93,6 +93,11 @@ impl StreamContext {
         }
     }
 
+    /// Why the stream was aborted, if it was.
+    pub fn aborted(&self) -> Option<&Error> {
+        self.inner.verdict.get()
+    }
+
     /// Notes the code with which the client reset the stream, to be passed on to the upstream.
     pub fn set_cancel_code(&self, code: h2::Reason) {
         // "No error" from a client that leaves in the middle is a cancel all the same.

@@ -61,7 +61,7 @@ pub struct FieldPath {
 }
 
 /// The paths that a walker reports. Cheap to clone: clones share one list.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FieldPaths(Arc<[FieldPath]>);
 
 /// Why paths cannot be followed.
@@ -272,6 +272,11 @@ impl FieldPaths {
             }
         }
         Ok(Self(paths.into()))
+    }
+
+    /// The paths, in the order in which events number them.
+    pub fn as_slice(&self) -> &[FieldPath] {
+        &self.0
     }
 
     /// What the paths have to do with the whole message: all of them lead into it.
@@ -900,7 +905,8 @@ mod tests {
         );
 
         let all: Vec<FieldPath> = (1..=33).map(|number| FieldPath::new(&[number])).collect();
-        assert!(FieldPaths::new(&all[..PATHS_MAX]).is_ok());
+        let most = FieldPaths::new(&all[..PATHS_MAX]).unwrap();
+        assert_eq!(most.as_slice(), &all[..PATHS_MAX]);
         assert_eq!(FieldPaths::new(&all).unwrap_err(), PathError::TooMany);
         assert_eq!(
             FieldPaths::new(&[all[0]; 2]).unwrap_err(),

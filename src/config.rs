@@ -28,6 +28,7 @@
 //! ```
 
 mod address;
+mod bindings;
 mod check;
 mod environment;
 mod faults;
@@ -46,9 +47,13 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use thalweg_filters::chain::Filter;
+use thalweg_filters::{chain::Filter, initial_message};
 
 pub use address::{Address, BadAddress};
+pub use bindings::{
+    Backoff, Binding, BindingTarget, CircuitBreaker, Component, ComponentSockets, Dapr, HttpTarget,
+    Resiliency, Retry,
+};
 pub use faults::Faults;
 use report::Report;
 
@@ -61,9 +66,19 @@ pub struct Config {
     pub workers: usize,
     /// How long open streams may go on after the order to stop.
     pub drain_timeout: Duration,
+    /// What metrics with Dapr's names say in Dapr's labels.
+    pub dapr: Dapr,
     /// Where clients connect; at least one.
     pub listeners: Vec<Listener>,
-    /// Where streams may go, by name.
+    /// The filters of all that has none of its own, as they were written.
+    pub filters: Vec<Filter>,
+    /// Names that clients may invoke, each once, in alphabetical order.
+    pub bindings: Vec<Arc<Binding>>,
+    /// How long, and in how many bytes, a client may take to name its binding.
+    pub bindings_front: initial_message::Config,
+    /// Where further bindings are looked for.
+    pub component_sockets: Option<ComponentSockets>,
+    /// Where streams may go, by name. Those that bindings make for themselves are not among them.
     pub clusters: Vec<Arc<Cluster>>,
     /// Which stream goes where; the first that matches takes it.
     pub routes: Vec<Route>,
@@ -159,8 +174,10 @@ pub struct ServerHttp2 {
 /// A set of interchangeable endpoints.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cluster {
-    /// What routes call it.
+    /// What routes and metrics call it; `binding/orders` if a binding made it for itself.
     pub name: String,
+    /// What messages call it: `cluster greeter` or `binding orders`.
+    pub label: String,
     /// Where its upstreams are; at least one.
     pub endpoints: Vec<Address>,
     /// What they speak.
@@ -211,9 +228,9 @@ pub struct Route {
     pub name: String,
     /// What a stream must look like.
     pub matches: Match,
-    /// Who takes the stream: at least one, and the weights are not all zero.
-    pub targets: Vec<Target>,
-    /// How long streams may take.
+    /// Where the stream goes after the filters.
+    pub destination: Destination,
+    /// How long streams may take. If they go on to the routes below, those say it.
     pub timeouts: RouteTimeouts,
     /// What the stream passes, the outermost first; none is there twice.
     pub filters: Vec<Filter>,
@@ -257,6 +274,15 @@ pub enum AuthorityMatch {
     Any,
 }
 
+/// Where the streams of a route go after its filters.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Destination {
+    /// To clusters: at least one, and the weights are not all zero.
+    Clusters(Vec<Target>),
+    /// On to the routes below, at least one, which match the request as the filters have left it.
+    RoutesBelow,
+}
+
 /// A cluster and its share of the streams.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Target {
@@ -298,7 +324,7 @@ pub fn parse(
     check::check(&raw_schema(), &mut value, &mut report);
     match serde_json::from_value(value) {
         Ok(raw) => {
-            let config = resolve::resolve(raw, &mut report);
+            let config = resolve::resolve(raw, env, &mut report);
             report.finish(config)
         }
         // What the schema lets pass and the types do not: only our own mistake is seen here.
@@ -318,10 +344,15 @@ fn raw_schema() -> serde_json::Value {
 // === impl Config ===
 
 impl Config {
-    /// The file that would say all this in full, with every default spelled out and the token
-    /// hidden.
+    /// The file that would say all this in full, with every default spelled out and all
+    /// secrets hidden.
     pub fn to_json(&self) -> serde_json::Value {
         show::config(self)
+    }
+
+    /// The filters of a binding that has none of its own: all but those that come before it, and `sequence`.
+    pub fn binding_filters(&self) -> Vec<Filter> {
+        resolve::default_filters(&self.filters)
     }
 }
 

@@ -31,7 +31,8 @@
 //!    stream becomes one task, which owns all that the stream holds on both sides.
 //! 5. `respond` is the outermost layer: it turns every error into a gRPC status, or into an HTTP status with a JSON error.
 //!    Nothing else writes a status.
-//! 6. `router` finds the route: the first in the file whose every condition holds.
+//! 6. `router` finds the route: the first in the file whose every condition holds. A route may send the stream on, after
+//!    its filters, to the routes below it, which match again.
 //! 7. The filters of the route follow, in the file's order, inside the deadline that `grpc-timeout` sets. They may answer, or
 //!    wrap either body. None reads ahead.
 //! 8. `forward` picks the cluster, and `upstream` lends a place on a connection that has room, or dials.

@@ -62,6 +62,8 @@ impl Listener {
                 socket.bind(path)?;
                 Bound::Unix(socket.listen(BACKLOG)?)
             }
+            // The configuration gives listeners no such address.
+            Address::Host(..) => return Err(io::ErrorKind::InvalidInput.into()),
         };
         Ok(Self { socket, front })
     }

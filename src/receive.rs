@@ -22,7 +22,7 @@ use thalweg_proto::status::{Code, reset_name};
 #[derive(Clone, Debug)]
 pub(crate) enum Sender {
     Client,
-    /// An endpoint of the cluster of this name.
+    /// An endpoint of the cluster with this label.
     Upstream(Arc<str>),
 }
 
@@ -94,15 +94,12 @@ impl Sender {
                 };
                 Error::new(Code::Cancelled, "client_cancelled", Side::Client, message)
             }
-            Self::Upstream(cluster) => match reset {
+            Self::Upstream(label) => match reset {
                 Some(reason) => Error::new(
                     Code::from_reset(reason.into()),
                     "upstream_reset",
                     Side::Upstream,
-                    format!(
-                        "cluster {cluster}: the upstream reset the stream: {}",
-                        name(reason)
-                    ),
+                    format!("{label}: the upstream reset the stream: {}", name(reason)),
                 )
                 .with_http_status(502),
                 None if error.is_go_away() => Error::new(
@@ -110,7 +107,7 @@ impl Sender {
                     "upstream_goaway",
                     Side::Upstream,
                     format!(
-                        "cluster {cluster}: the upstream went away: {}",
+                        "{label}: the upstream went away: {}",
                         name(error.reason().unwrap_or(Reason::NO_ERROR))
                     ),
                 )
@@ -119,7 +116,7 @@ impl Sender {
                     Code::Unavailable,
                     "upstream_lost",
                     Side::Upstream,
-                    format!("cluster {cluster}: the connection to the upstream was lost"),
+                    format!("{label}: the connection to the upstream was lost"),
                 )
                 .with_http_status(502),
             },

@@ -95,7 +95,7 @@ where
 
 /// A whole answer that says `error`.
 pub(crate) fn refusal(protocol: Protocol, error: &Error) -> Response<Body> {
-    match protocol {
+    let mut response = match protocol {
         Protocol::Grpc => {
             let mut response = Response::new(Body::empty());
             *response.headers_mut() = grpc_status(error);
@@ -120,7 +120,11 @@ pub(crate) fn refusal(protocol: Protocol, error: &Error) -> Response<Body> {
             headers.insert(THALWEG_REASON, HeaderValue::from_static(error.reason()));
             response
         }
+    };
+    if let Some((name, value)) = error.header() {
+        response.headers_mut().insert(name, value.clone());
     }
+    response
 }
 
 fn grpc_status(error: &Error) -> HeaderMap {
@@ -183,5 +187,24 @@ impl http_body::Body for Rescued {
         self.inner
             .as_ref()
             .map_or_else(SizeHint::default, |inner| inner.size_hint())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use thalweg_filters::Side;
+    use thalweg_proto::status::Code;
+
+    use super::*;
+
+    #[test]
+    fn refusal_tells_the_header_of_its_error_in_both_protocols() {
+        let error = Error::new(Code::Unavailable, "rejecting", Side::Proxy, "later")
+            .with_header(header::RETRY_AFTER, HeaderValue::from_static("7"));
+
+        for protocol in [Protocol::Grpc, Protocol::Http] {
+            let answer = refusal(protocol, &error);
+            assert_eq!(answer.headers()[header::RETRY_AFTER], "7", "{protocol:?}");
+        }
     }
 }

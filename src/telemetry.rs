@@ -18,12 +18,13 @@ use prometheus_client::{
     metrics::MetricType,
     registry::Registry,
 };
-use thalweg_filters::{Error, metrics};
+use thalweg_filters::{Error, circuit_breaker, metrics};
 
 /// Everything that `/metrics` prints.
 #[derive(Debug, Default)]
 pub(crate) struct Telemetry {
     pub(crate) streams: Arc<metrics::Registry>,
+    pub(crate) breakers: Arc<circuit_breaker::Registry>,
     pub(crate) process: Arc<Process>,
 }
 
@@ -77,6 +78,7 @@ impl Telemetry {
     pub(crate) fn registry(&self) -> Registry {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Arc::clone(&self.streams)));
+        registry.register_collector(Box::new(Arc::clone(&self.breakers)));
         registry.register_collector(Box::new(Arc::clone(&self.process)));
         registry
     }

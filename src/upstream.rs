@@ -23,6 +23,8 @@ pub(crate) mod http2;
 #[derive(Debug)]
 pub(crate) struct Cluster {
     pub(crate) name: Arc<str>,
+    /// What messages call it.
+    pub(crate) label: Arc<str>,
     pub(crate) endpoints: Endpoints,
 }
 
@@ -76,7 +78,11 @@ impl Cluster {
                     .collect(),
             ),
         };
-        Self { name, endpoints }
+        Self {
+            name,
+            label: settings.label.as_str().into(),
+            endpoints,
+        }
     }
 }
 
@@ -87,7 +93,7 @@ impl Shared {
             Code::Unavailable,
             reason,
             Side::Upstream,
-            format!("cluster {}: {what}", self.name),
+            format!("{}: {what}", self.settings.label),
         )
     }
 

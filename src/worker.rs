@@ -11,15 +11,18 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
+    task::{Context, Poll},
     thread,
     time::Duration,
 };
 
-use http::Request;
+use http::{Request, Response};
 use thalweg_filters::{
     Body, Error, Side,
     chain::{Chain, ChainFuture, Surroundings},
+    circuit_breaker,
     deadline::{Deadline, DeadlineFuture},
+    metrics,
 };
 use thalweg_proto::status::Code;
 use tokio::{
@@ -32,7 +35,7 @@ use tokio::{
 use tower::{Service, service_fn};
 
 use crate::{
-    config::Config,
+    config::{Config, Destination, Match},
     forward::Forward,
     router::Router,
     serve::{self, Front},
@@ -43,11 +46,15 @@ use crate::{
 
 /// What the tasks of one worker share.
 pub(crate) struct Worker {
-    routes: Router<RefCell<Deadline<Chain>>>,
+    routes: Router<Deadline<SharedChain>>,
     pub(crate) process: Arc<Process>,
     pub(crate) drain: watch::Receiver<bool>,
     load: Arc<Load>,
 }
+
+/// A chain that the worker's routes lead to, and those of every chain that goes on to the routes below it.
+#[derive(Clone)]
+struct SharedChain(Rc<RefCell<Chain>>);
 
 /// A worker as the rest of the process sees it.
 #[derive(Debug)]
@@ -94,6 +101,7 @@ pub(crate) fn start(
     let load = Arc::<Load>::default();
     let process = Arc::clone(&telemetry.process);
     let streams = Arc::clone(&telemetry.streams);
+    let breakers = Arc::clone(&telemetry.breakers);
     let shared_load = Arc::clone(&load);
     let thread = thread::Builder::new().name(name).spawn(move || {
         let runtime = Builder::new_current_thread()
@@ -106,7 +114,7 @@ pub(crate) fn start(
         };
         runtime.block_on(async move {
             let limit = config.drain_timeout;
-            let worker = Worker::new(&config, process, &streams, drain, shared_load);
+            let worker = Worker::new(&config, process, &streams, &breakers, drain, shared_load);
             run(Rc::new(worker), accepted, limit).await;
         });
     })?;
@@ -158,7 +166,8 @@ impl Worker {
     fn new(
         config: &Config,
         process: Arc<Process>,
-        streams: &thalweg_filters::metrics::Registry,
+        streams: &metrics::Registry,
+        breakers: &circuit_breaker::Registry,
         drain: watch::Receiver<bool>,
         load: Arc<Load>,
     ) -> Self {
@@ -171,23 +180,48 @@ impl Worker {
             let found = clusters.iter().find(|cluster| &*cluster.name == name);
             Rc::clone(found.expect("the configuration resolved the names of clusters"))
         };
-        let routes = config
-            .routes
-            .iter()
-            .map(|route| {
-                let targets = route
-                    .targets
-                    .iter()
-                    .map(|target| (cluster(&target.cluster.name), target.weight));
-                let forward = Rc::new(Forward::new(targets, route.timeouts.stall));
-                let end = service_fn(move |request| Forward::call(Rc::clone(&forward), request));
-                let surroundings = Surroundings {
-                    route: &route.name,
-                    metrics: streams,
-                };
-                let chain = Deadline::new(Chain::build(&route.filters, surroundings, end));
-                (route.matches.clone(), RefCell::new(chain))
-            })
+        // From the last to the first, so that each finds those below it.
+        let mut below: Vec<(Match, SharedChain)> = Vec::new();
+        for route in config.routes.iter().rev() {
+            // Routes to one cluster share its breaker; any other is the route's own.
+            let target = match &route.destination {
+                Destination::Clusters(targets) if targets.len() == 1 => {
+                    format!("cluster {}", targets[0].cluster.name)
+                }
+                _ => format!("route {}", route.name),
+            };
+            let surroundings = Surroundings {
+                route: &route.name,
+                target: &target,
+                binding: None,
+                metrics: streams,
+                breakers,
+            };
+            let chain = match &route.destination {
+                Destination::Clusters(targets) => {
+                    let targets = targets
+                        .iter()
+                        .map(|target| (cluster(&target.cluster.name), target.weight));
+                    let forward = Rc::new(Forward::new(targets, route.timeouts.stall));
+                    let end =
+                        service_fn(move |request| Forward::call(Rc::clone(&forward), request));
+                    Chain::build(&route.filters, surroundings, end)
+                }
+                Destination::RoutesBelow => {
+                    let routes: Router<SharedChain> = below.iter().rev().cloned().collect();
+                    let end = service_fn(move |request| {
+                        let taken = send(&routes, request);
+                        async { taken?.await }
+                    });
+                    Chain::build(&route.filters, surroundings, end)
+                }
+            };
+            below.push((route.matches.clone(), SharedChain::new(chain)));
+        }
+        let routes = below
+            .into_iter()
+            .rev()
+            .map(|(conditions, chain)| (conditions, Deadline::new(chain)))
             .collect();
         Self {
             routes,
@@ -202,15 +236,7 @@ impl Worker {
         &self,
         request: Request<Body>,
     ) -> Result<DeadlineFuture<ChainFuture>, Error> {
-        let (parts, body) = request.into_parts();
-        let Some(route) = self.routes.find(&parts) else {
-            let message = format!("no route for {}", parts.uri.path());
-            return Err(
-                Error::new(Code::Unimplemented, "no_route", Side::Client, message)
-                    .with_http_status(404),
-            );
-        };
-        Ok(route.borrow_mut().call(Request::from_parts(parts, body)))
+        send(&self.routes, request)
     }
 
     /// Counts a stream on the worker's load while it lives, and its panic if it ends in one. The runtime catches the panic;
@@ -228,6 +254,22 @@ impl Drop for Live {
             self.0.process.panics.increment();
         }
     }
+}
+
+/// Sends a request on the first of the routes that matches.
+fn send<S>(routes: &Router<S>, request: Request<Body>) -> Result<S::Future, Error>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Error> + Clone,
+{
+    let (parts, body) = request.into_parts();
+    let Some(route) = routes.find(&parts) else {
+        let message = format!("no route for {}", parts.uri.path());
+        return Err(
+            Error::new(Code::Unimplemented, "no_route", Side::Client, message)
+                .with_http_status(404),
+        );
+    };
+    Ok(route.clone().call(Request::from_parts(parts, body)))
 }
 
 /// One live connection, on the worker's load and the listener's gauge; holds the listener's permit.
@@ -252,6 +294,28 @@ impl Drop for Connected {
     fn drop(&mut self) {
         self.front.stats.live.decrement();
         self.load.connections.fetch_sub(1, Relaxed);
+    }
+}
+
+// === impl SharedChain ===
+
+impl SharedChain {
+    fn new(chain: Chain) -> Self {
+        Self(Rc::new(RefCell::new(chain)))
+    }
+}
+
+impl Service<Request<Body>> for SharedChain {
+    type Response = Response<Body>;
+    type Error = Error;
+    type Future = ChainFuture;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.0.borrow_mut().poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> ChainFuture {
+        self.0.borrow_mut().call(request)
     }
 }
 
@@ -293,10 +357,9 @@ impl AcceptedSocket {
 
 #[cfg(test)]
 mod tests {
-    use std::{pin::Pin, task::Context, task::Poll};
+    use std::pin::Pin;
 
     use bytes::Bytes;
-    use http::Response;
     use http_body::Frame;
     use thalweg_filters::Chunk;
     use tokio::{
@@ -338,13 +401,16 @@ mod tests {
                 }))
             }
         });
-        let streams = thalweg_filters::metrics::Registry::default();
+        let telemetry = Telemetry::default();
         let surroundings = Surroundings {
             route: "it",
-            metrics: &streams,
+            target: "route it",
+            binding: None,
+            metrics: &telemetry.streams,
+            breakers: &telemetry.breakers,
         };
-        let chain = Deadline::new(Chain::build(&[], surroundings, end));
-        let routes = [(crate::config::Match::default(), RefCell::new(chain))];
+        let chain = SharedChain::new(Chain::build(&[], surroundings, end));
+        let routes = [(Match::default(), Deadline::new(chain))];
         let (drain, drains) = watch::channel(false);
         let worker = Worker {
             routes: routes.into_iter().collect(),

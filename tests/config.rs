@@ -8,7 +8,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
-use thalweg::config::{self, Address, AuthorityMatch, Config, Faults, PathMatch, Protocol};
+use thalweg::config::{
+    self, Address, AuthorityMatch, Backoff, Binding, BindingTarget, Config, Destination, Faults,
+    PathMatch, Protocol, Route, Target,
+};
+use thalweg_filters::chain::Filter;
+use thalweg_proto::status::Code;
 
 const MINIMAL: &str = "listeners: [{name: plain, address: 127.0.0.1:8080}]\n";
 
@@ -57,6 +62,13 @@ fn with_route(lines: &str) -> String {
     )
 }
 
+fn targets(route: &Route) -> &[Target] {
+    match &route.destination {
+        Destination::Clusters(targets) => targets,
+        Destination::RoutesBelow => &[],
+    }
+}
+
 // === the shipped file ===
 
 fn shipped() -> (PathBuf, String) {
@@ -76,7 +88,7 @@ fn shipped_file_loads() {
     let names: Vec<&str> = config.clusters.iter().map(|it| &*it.name).collect();
     assert_eq!(names, ["greeter", "web"]);
     assert_eq!(config.clusters[1].protocol, Protocol::Http1);
-    assert_eq!(config.routes[0].targets[0].cluster, config.clusters[0]);
+    assert_eq!(targets(&config.routes[0])[0].cluster, config.clusters[0]);
 }
 
 /// Else the file would teach wrong defaults.
@@ -85,6 +97,7 @@ fn shipped_file_shows_the_defaults() {
     let bare = "
         listeners: [{name: plain, address: 127.0.0.1:8080}]
         filters: [metrics]
+        bindings: {echo: {echo: {}}}
         clusters:
           greeter: {endpoints: [127.0.0.1:50051]}
           web: {endpoints: [127.0.0.1:8000], protocol: http1}
@@ -218,7 +231,7 @@ fn matches_are_read() {
     let suffix = AuthorityMatch::Suffix(".example.test".into());
     assert_eq!(route.matches.authority, Some(suffix));
     assert_eq!(route.matches.headers[0].0, "x-y");
-    let weights: Vec<u32> = route.targets.iter().map(|target| target.weight).collect();
+    let weights: Vec<u32> = targets(route).iter().map(|target| target.weight).collect();
     assert_eq!(weights, [80, 20]);
     assert_eq!(route.filters[0].name(), "metrics");
 }
@@ -235,6 +248,38 @@ fn routes_take_the_default_filters_unless_they_have_their_own() {
 
     assert_eq!(config.routes[0].filters.len(), 1);
     assert!(config.routes[1].filters.is_empty());
+}
+
+#[test]
+fn breaker_in_full_shows_and_reads_back_as_it_was() {
+    let text = with_route(
+        "cluster: web
+filters: [metrics, {circuit_breaker: {max_requests: 3, trip: 'requests > 9'}}]",
+    );
+    let config = accepted(&text);
+
+    let shown = config.to_json();
+
+    let filters = &shown["routes"][0]["filters"];
+    let breaker = serde_json::json!({"circuit_breaker": {
+        "max_requests": "3", "interval": "0s", "timeout": "1m", "trip": "requests > 9",
+    }});
+    assert_eq!(*filters, serde_json::json!(["metrics", breaker]));
+    let again = accepted(&shown.to_string());
+    assert_eq!(again.routes[0].filters, config.routes[0].filters);
+}
+
+#[test]
+fn route_may_go_on_to_those_below() {
+    let text = "
+        listeners: [{name: plain, address: unix:/x}]
+        clusters: {a: {endpoints: [unix:/a]}}
+        routes: [{name: first, continue: true}, {name: last, cluster: a, continue: false}]
+    ";
+    let config = accepted(text);
+
+    assert_eq!(config.routes[0].destination, Destination::RoutesBelow);
+    assert_eq!(targets(&config.routes[1])[0].cluster, config.clusters[0]);
 }
 
 #[test]
@@ -268,6 +313,210 @@ fn admin_can_be_switched_off() {
     );
 }
 
+// === bindings ===
+
+/// A sound file with the binding `it`, whose lines are given, and a cluster of each kind.
+fn with_binding(lines: &str) -> String {
+    let lines = lines.replace('\n', "\n    ");
+    format!(
+        "{MINIMAL}clusters:\n  daprs: {{endpoints: [127.0.0.1:1]}}\n  web: {{endpoints: \
+         [127.0.0.1:2], protocol: http1}}\nbindings:\n  it:\n    {lines}\n"
+    )
+}
+
+fn binding(lines: &str) -> Binding {
+    (*accepted(&with_binding(lines)).bindings[0]).clone()
+}
+
+/// A binding of each kind that says all that it can.
+const BINDINGS: &str = "
+listeners: [{name: plain, address: 127.0.0.1:8080}]
+dapr: {app_id: shop, namespace: test}
+filters: [metrics]
+clusters: {daprs: {endpoints: [unix:/daprd.sock]}}
+bindings:
+  echo: {echo: {}}
+  orders:
+    component: {socket: /orders.sock, instance: other, metadata: {password: hush}, ping: 1m}
+    buffer: {max_bytes: 1MiB}
+    resiliency:
+      timeout: 5s
+      retry:
+        policy: exponential
+        duration: 1s
+        max_interval: 30s
+        max_retries: 5
+        matching: [DEADLINE_EXCEEDED, 14, 4]
+        replay_bytes: 1KiB
+      circuit_breaker: {max_requests: 2, interval: 1m, timeout: 30s, trip: totalFailures > 2}
+    timeouts: {stall: 1s}
+    filters: []
+  remote: {dapr: {cluster: daprs}, resiliency: {retry: {}, circuit_breaker: {}}}
+  stock: {component: {address: 127.0.0.1:50051}}
+  webhook: {http: {url: \"http://hooks.test:81/in?code=hush\", method: PUT, protocol: http2}}
+component_sockets: {folder: /sockets, interval: 2s, max: 7}
+";
+
+#[test]
+fn bindings_are_read() {
+    let config = accepted(BINDINGS);
+
+    assert_eq!(
+        (&*config.dapr.app_id, &*config.dapr.namespace),
+        ("shop", "test")
+    );
+    let names: Vec<&str> = config.bindings.iter().map(|it| &*it.name).collect();
+    assert_eq!(names, ["echo", "orders", "remote", "stock", "webhook"]);
+    let [echo, orders, remote, stock, webhook] = &*config.bindings else {
+        unreachable!("there are five")
+    };
+    assert_eq!(echo.target, BindingTarget::Echo);
+    assert_eq!((echo.filters.len(), orders.filters.len()), (2, 0));
+
+    let BindingTarget::Component(component) = &orders.target else {
+        panic!("{orders:?}")
+    };
+    assert_eq!(component.cluster.name, "binding/orders");
+    assert_eq!(component.cluster.label, "binding orders");
+    assert_eq!(
+        component.cluster.endpoints,
+        [Address::Unix("/orders.sock".into())]
+    );
+    assert_eq!(
+        (&*component.instance, &*component.metadata["password"]),
+        ("other", "hush")
+    );
+    let retry = orders.resiliency.retry.as_ref().unwrap();
+    let backoff = Backoff::Exponential {
+        first: Duration::from_secs(1),
+        max_interval: Duration::from_secs(30),
+    };
+    assert_eq!(retry.backoff, backoff);
+    assert_eq!(retry.matching, [Code::DeadlineExceeded, Code::Unavailable]);
+
+    let cluster = config.clusters[0].clone();
+    assert_eq!(cluster.label, "cluster daprs");
+    assert_eq!(remote.target, BindingTarget::Dapr { cluster });
+    assert_eq!(
+        config.clusters.len(),
+        1,
+        "those of bindings are not among them"
+    );
+
+    let BindingTarget::Component(component) = &stock.target else {
+        panic!("{stock:?}")
+    };
+    assert_eq!(
+        component.cluster.endpoints[0].to_string(),
+        "127.0.0.1:50051"
+    );
+    assert_eq!(component.instance, "stock");
+
+    let BindingTarget::Http(http) = &webhook.target else {
+        panic!("{webhook:?}")
+    };
+    assert_eq!(
+        http.cluster.endpoints,
+        [Address::Host("hooks.test".into(), 81)]
+    );
+    assert_eq!(http.cluster.protocol, Protocol::Http2);
+    assert_eq!(http.authority, "hooks.test:81");
+    assert_eq!(http.path_and_query, "/in?code=hush");
+    assert_eq!(http.method, Some(http::Method::PUT));
+}
+
+#[test]
+fn url_has_a_port_and_a_path_of_its_own_or_the_usual_ones() {
+    let read = |url: &str| {
+        let BindingTarget::Http(http) = binding(&format!("http: {{url: \"{url}\"}}")).target else {
+            panic!("{url}")
+        };
+        assert_eq!(
+            (http.cluster.protocol, http.method),
+            (Protocol::Http1, None)
+        );
+        (
+            http.cluster.endpoints[0].to_string(),
+            http.path_and_query.to_string(),
+        )
+    };
+
+    assert_eq!(
+        read("http://localhost"),
+        ("127.0.0.1:80".into(), "/".into())
+    );
+    assert_eq!(
+        read("http://[::1]:81/a/b"),
+        ("[::1]:81".into(), "/a/b".into())
+    );
+    assert_eq!(
+        read("HTTP://a.test?x=1"),
+        ("a.test:80".into(), "/?x=1".into())
+    );
+}
+
+#[test]
+fn clusters_of_bindings_have_the_defaults_of_clusters() {
+    let config = accepted(
+        "{listeners: [{name: a, address: unix:/x}], clusters: {a: {endpoints: [unix:/a]}}, \
+         bindings: {a: {component: {socket: /a}}}}",
+    );
+
+    let BindingTarget::Component(component) = &config.bindings[0].target else {
+        panic!("{:?}", config.bindings)
+    };
+    let mut cluster = (*component.cluster).clone();
+    cluster.name = "a".into();
+    cluster.label = "cluster a".into();
+    assert_eq!(cluster, *config.clusters[0]);
+}
+
+#[test]
+fn discovered_binding_is_as_one_that_says_nothing_else() {
+    let written = accepted(&format!(
+        "{MINIMAL}filters: [metrics]\nbindings: {{it: {{component: {{socket: /it.sock}}}}}}\n"
+    ));
+
+    let filters = written.binding_filters();
+    let found = Binding::discovered("it", Path::new("/it.sock"), &filters);
+
+    assert_eq!(found, *written.bindings[0]);
+    let names: Vec<&str> = found.filters.iter().map(Filter::name).collect();
+    assert_eq!(names, ["metrics", "sequence"]);
+}
+
+#[test]
+fn folder_of_sockets_is_written_or_comes_from_the_environment() {
+    let folder = |lines: &str, variables: &[(&str, &str)]| {
+        let env = |name: &str| {
+            let found = variables.iter().find(|(known, _)| *known == name);
+            found.map(|(_, value)| (*value).to_owned())
+        };
+        let config = config::parse(&format!("{MINIMAL}{lines}"), "config.yaml", &env);
+        let sockets = config
+            .unwrap_or_else(|faults| panic!("{faults}"))
+            .component_sockets;
+        sockets.map(|sockets| sockets.folder.display().to_string())
+    };
+    let set = [
+        ("DAPR_COMPONENTS_SOCKETS_FOLDER", ""),
+        ("DAPR_COMPONENT_SOCKET_FOLDER", "/third"),
+        ("DAPR_COMPONENT_SOCKETS_FOLDER", "/second"),
+    ];
+
+    assert_eq!(folder("", &[]), None);
+    assert_eq!(folder("", &set).as_deref(), Some("/second"));
+    assert_eq!(
+        folder("component_sockets: {max: 5}", &set).as_deref(),
+        Some("/second")
+    );
+    assert_eq!(
+        folder("component_sockets: /mine", &set).as_deref(),
+        Some("/mine")
+    );
+    assert_eq!(folder("component_sockets: none", &set), None);
+}
+
 #[test]
 fn json_is_yaml_too() {
     let json = r#"{"listeners": [{"name": "plain", "address": "127.0.0.1:8080"}]}"#;
@@ -282,8 +531,14 @@ fn what_is_shown_loads_back() {
     let text = with_route(
         "match: {path: /a, authority: \"*\", headers: {x-a: b}}\nclusters: [{name: web, weight: 3}]",
     );
+    let bindings = BINDINGS
+        .replace("metadata: {password: hush}, ", "")
+        .replace("?code=hush", "");
+    let goes_on = with_route("continue: true") + "  - {name: web, cluster: web}\n";
     for text in [
         &text,
+        &goes_on,
+        &bindings,
         &shipped().1,
         &format!("admin: {{address: none}}\n{MINIMAL}"),
     ] {
@@ -294,10 +549,15 @@ fn what_is_shown_loads_back() {
 
 #[test]
 fn secrets_are_not_shown() {
-    let config = accepted(&format!("admin: {{token: hush}}\n{MINIMAL}"));
+    for text in [&format!("admin: {{token: hush}}\n{MINIMAL}"), BINDINGS] {
+        let config = accepted(text);
 
-    assert!(!format!("{config:?}").contains("hush"));
-    assert!(!config.to_json().to_string().contains("hush"));
+        assert!(!format!("{config:?}").contains("hush"));
+        assert!(!config.to_json().to_string().contains("hush"));
+    }
+    let shown = accepted(BINDINGS).to_json();
+    let metadata = &shown["bindings"]["orders"]["component"]["metadata"];
+    assert_eq!(*metadata, serde_json::json!({"password": "***"}));
 }
 
 // === what is refused, and in which words ===
@@ -429,7 +689,7 @@ refused! {
 
     // Keys, kinds and ranges.
     unknown_key: "listeners:\n  - name: plain\n    adress: 127.0.0.1:8080\n";
-    unknown_key_unlike_any: &format!("{MINIMAL}component_sockets: /tmp\n");
+    unknown_key_unlike_any: &format!("{MINIMAL}no_such_key: 1\n");
     missing_key: "listeners:\n  - name: plain\n";
     no_listeners: "listeners: []\n";
     empty_name: "listeners:\n  - name: ''\n    address: unix:/x\n";
@@ -488,9 +748,55 @@ refused! {
     pseudo_header: &with_route("match: {headers: {\":authority\": blue}}\ncluster: web");
     bad_header_value: &with_route("match: {headers: {x-tenant: \"a\\nb\"}}\ncluster: web");
 
+    nothing_below: &with_route("continue: true");
+    cluster_and_continue: &with_route("cluster: web\ncontinue: true")
+        .replace("true\n", "true\n  - {name: web, cluster: web}\n");
+    timeouts_above: &with_route("continue: true\ntimeouts: {stall: 1s}")
+        .replace("1s}\n", "1s}\n  - {name: web, cluster: web}\n");
+    cluster_like_binding: &format!("{MINIMAL}clusters: {{binding/a: {{endpoints: [unix:/a]}}}}\n");
+
+    // Bindings.
+    binding_without_target: &with_binding("buffer: {max_bytes: 1MiB}");
+    binding_with_two_targets: &with_binding("echo: {}\ndapr: {cluster: daprs}");
+    binding_target_misspelt: &with_binding("componnt: {socket: /x}");
+    binding_name_empty: &with_binding("echo: {}").replace("  it:", "  \"\":");
+    binding_name_is_a_path: &with_binding("echo: {}").replace("  it:", "  a/b:");
+    component_without_socket: &with_binding("component: {}");
+    component_with_socket_and_address:
+        &with_binding("component: {socket: /x, address: 127.0.0.1:1}");
+    component_socket_is_an_address: &with_binding("component: {socket: unix:/x}");
+    component_instance_not_ascii:
+        &with_binding("component: {socket: /x}").replace("  it:", "  bücher:");
+    dapr_without_cluster: &with_binding("dapr: {}");
+    dapr_unknown_cluster: &with_binding("dapr: {cluster: dapr}");
+    dapr_over_http1: &with_binding("dapr: {cluster: web}");
+    url_https: &with_binding("http: {url: \"https://hooks.test/in\"}");
+    url_without_scheme: &with_binding("http: {url: hooks.test/in}");
+    url_with_user: &with_binding("http: {url: \"http://me:secret@hooks.test/in\"}");
+    url_with_fragment: &with_binding("http: {url: \"http://hooks.test/in#there\"}");
+    url_with_bad_port: &with_binding("http: {url: \"http://hooks.test:99999/in\"}");
+    url_without_host: &with_binding("http: {url: \"http://h$$ks.test/in\"}");
+    method_not_a_token: &with_binding("http: {url: \"http://a.test\", method: \"PO ST\"}");
+    method_in_small_letters: &with_binding("http: {url: \"http://a.test\", method: post}");
+    method_connect: &with_binding("http: {url: \"http://a.test\", method: CONNECT}");
+    retry_unknown_policy: &with_binding("echo: {}\nresiliency: {retry: {policy: linear}}");
+    retry_constant_with_longest:
+        &with_binding("echo: {}\nresiliency: {retry: {max_interval: 1m}}");
+    retry_first_over_longest:
+        &with_binding("echo: {}\nresiliency: {retry: {policy: exponential, duration: 2m}}");
+    retry_for_ever: &with_binding("echo: {}\nresiliency: {retry: {max_retries: -1}}");
+    retry_unknown_status:
+        &with_binding("echo: {}\nresiliency: {retry: {matching: [UNAVAILBLE]}}");
+    retry_status_out_of_range: &with_binding("echo: {}\nresiliency: {retry: {matching: [0]}}");
+    breaker_unknown_key:
+        &with_binding("echo: {}\nresiliency: {circuit_breaker: {max_request: 1}}");
+    sockets_list: &format!("{MINIMAL}component_sockets: [/tmp]\n");
+
     // Filters.
     unknown_filter: &with_route("cluster: web\nfilters: [metric]");
     unknown_filter_in_map: &with_route("cluster: web\nfilters: [{metric: {}}]");
     unknown_key_in_filter: &with_route("cluster: web\nfilters: [{metrics: {bucket: 1}}]");
+    bad_trip: &with_route("cluster: web\nfilters: [{circuit_breaker: {trip: consecutiveFailure > 5}}]");
+    breaker_without_timeout: &with_route("cluster: web\nfilters: [{circuit_breaker: {timeout: 0s}}]");
     filter_twice: &with_route("cluster: web\nfilters: [metrics, {metrics: {}}]");
 }

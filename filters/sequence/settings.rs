@@ -62,6 +62,7 @@ pub struct Fields {
     pub(super) initial: Option<Field>,
 
     /// The number of the first message that has one. Default `0`, as in `InvokeBindingAlpha1`.
+    #[schemars(range(min = 0, max = 1_000_000_000))]
     #[serde(default = "zero")]
     pub(super) first: Count,
 }

@@ -16,6 +16,9 @@ pub enum Address {
     Tcp(SocketAddr),
     /// The path of a socket.
     Unix(PathBuf),
+    /// A name that is looked up at each dial, and a port. Only the URL of a binding makes one: no
+    /// text reads as such an address.
+    Host(String, u16),
 }
 
 /// Why a text is not an address.
@@ -79,6 +82,7 @@ impl fmt::Display for Address {
         match self {
             Self::Tcp(address) => address.fmt(f),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Host(host, port) => write!(f, "{host}:{port}"),
         }
     }
 }

@@ -10,8 +10,9 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::Protocol;
+use super::{CircuitBreaker, Protocol};
 use thalweg_filters::units::{Count, Duration, Size};
+use thalweg_proto::status::Code;
 
 /// What Thalweg does, in one file: where it listens, where it forwards to, and which stream goes
 /// where.
@@ -36,8 +37,25 @@ pub(super) struct Config {
     #[schemars(length(min = 1))]
     pub(super) listeners: Vec<Listener>,
 
-    /// The filters of every route that has none of its own, the outermost first. Default: none.
+    /// Labels of the metrics that have Dapr's names.
+    pub(super) dapr: Option<Dapr>,
+
+    /// The filters of every route and binding that has none of its own, the outermost first.
+    /// Default: none. Bindings take `initial_message` from here alone, with its settings: their
+    /// first message is always read, since it names the binding.
     pub(super) filters: Option<Vec<FilterEntry>>,
+
+    /// Names that clients may invoke, by `InvokeBinding` and by `/bindings/NAME/stream`, and where
+    /// each leads. Each has one of `echo`, `component`, `dapr` and `http`.
+    pub(super) bindings: Option<BTreeMap<String, Binding>>,
+
+    /// A folder in which every socket becomes a binding with the name of its file, less the
+    /// ending; or a map, to say more; or `none`. Default: the folder that
+    /// `DAPR_COMPONENTS_SOCKETS_FOLDER`, `DAPR_COMPONENT_SOCKETS_FOLDER` or
+    /// `DAPR_COMPONENT_SOCKET_FOLDER` names in the environment, the first that is set, as Dapr and
+    /// its SDKs spell it; if none is, no folder. A binding that is written here comes before
+    /// a socket of its name.
+    pub(super) component_sockets: Option<ComponentSockets>,
 
     /// Where streams are forwarded to: sets of interchangeable endpoints, by name.
     pub(super) clusters: Option<BTreeMap<String, Cluster>>,
@@ -286,12 +304,19 @@ pub(super) struct Route {
     #[serde(rename = "match")]
     pub(super) matches: Option<Match>,
 
-    /// The cluster that takes the streams. Either this or `clusters`.
+    /// The cluster that takes the streams. Either this, `clusters` or `continue`.
     pub(super) cluster: Option<String>,
 
-    /// Several clusters that share the streams by weight. Either this or `cluster`.
+    /// Several clusters that share the streams by weight. Either this, `cluster` or `continue`.
     #[schemars(length(min = 1))]
     pub(super) clusters: Option<Vec<WeightedCluster>>,
+
+    /// `true` sends the streams on to the routes below, after the filters of this one: those match
+    /// again, and find the headers that a filter has set, such as those that `initial_message`
+    /// takes from the first message. A stream that none of them matches is refused. The filters of
+    /// both routes apply, and the timeouts of the lower one. Default `false`.
+    #[serde(rename = "continue")]
+    pub(super) goes_on: Option<bool>,
 
     /// How long streams may take.
     pub(super) timeouts: Option<RouteTimeouts>,
@@ -355,6 +380,262 @@ pub(super) struct RouteTimeouts {
     /// How long bytes of a stream may wait while the far side takes none; `0s` is for ever.
     /// Default `60s`. A stream on which nobody speaks is not stalled and may last for ever.
     pub(super) stall: Option<Duration>,
+}
+
+/// Labels of the metrics that have Dapr's names.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Dapr {
+    /// The label `app_id`. Default `thalweg`; `${APP_ID:-thalweg}` takes it from where Dapr's
+    /// tools put it.
+    pub(super) app_id: Option<String>,
+
+    /// The label `namespace`. Default empty, as with Dapr outside of Kubernetes;
+    /// `${NAMESPACE:-}` takes it from where Dapr puts it inside.
+    pub(super) namespace: Option<String>,
+}
+
+/// A name that clients may invoke, and where it leads: one of `echo`, `component`, `dapr` and
+/// `http`.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Binding {
+    /// Answers with what the client sends, for tests: `{}`.
+    pub(super) echo: Option<Echo>,
+
+    /// A pluggable component of Dapr. One that has no `InvokeStream` is called by `Invoke`, with
+    /// the stream collected first.
+    pub(super) component: Option<Component>,
+
+    /// Another server of bindings: one that streams, or a stock daprd, for which the stream is
+    /// collected first.
+    pub(super) dapr: Option<DaprServer>,
+
+    /// A plain HTTP service: the stream is the body of one request, and the body of its response
+    /// is the answer.
+    pub(super) http: Option<Http>,
+
+    /// What is kept whole of a stream for a far side that does not stream.
+    pub(super) buffer: Option<Buffer>,
+
+    /// What becomes of handshakes that fail. A handshake ends with the first message of the
+    /// response, or with a failure before it; nothing here touches a stream that is established.
+    pub(super) resiliency: Option<Resiliency>,
+
+    /// How long streams may take.
+    pub(super) timeouts: Option<RouteTimeouts>,
+
+    /// The filters of this binding, the outermost first, in place of the default ones; `[]` for
+    /// none. Default: the top-level list, and behind it `sequence`, since the payload of bindings
+    /// is numbered and a stream with a hole in it must not look whole. `initial_message` is not among them: it comes before the binding is known, and stands
+    /// in the top-level list.
+    pub(super) filters: Option<Vec<FilterEntry>>,
+}
+
+/// Answers with what the client sends.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Echo {}
+
+/// A pluggable component of Dapr. One of `socket` and `address`.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Component {
+    /// The path of its Unix socket: `/tmp/dapr-components-sockets/orders.sock`.
+    #[schemars(length(min = 1))]
+    pub(super) socket: Option<String>,
+
+    /// Its TCP address, `127.0.0.1:50051`, in place of a socket.
+    pub(super) address: Option<String>,
+
+    /// Which instance of the component is meant, as it is told by `x-component-instance`. Default:
+    /// the name of the binding, as Dapr has it.
+    #[schemars(length(min = 1))]
+    pub(super) instance: Option<String>,
+
+    /// What its `Init` is called with. Default: nothing. Values may be secrets, so none is ever
+    /// shown; take them from the environment rather than write them here.
+    pub(super) metadata: Option<BTreeMap<String, String>>,
+
+    /// How often `Ping` is called to see whether the component is well. Default `10s`: soon enough
+    /// for people to wait for, and nothing to a component.
+    #[schemars(extend("minimum" = 1))]
+    pub(super) ping: Option<Duration>,
+}
+
+/// Another server of bindings.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DaprServer {
+    /// The cluster where it is, with `protocol: http2`. It is asked for a binding of the same name.
+    pub(super) cluster: String,
+}
+
+/// A plain HTTP service.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Http {
+    /// Where requests go: `http://127.0.0.1:8000/in`. A name is looked up at each dial. `https` is
+    /// not there yet.
+    #[schemars(length(min = 1))]
+    pub(super) url: String,
+
+    /// The method of every request, in capitals. Default: by the operation that the client names.
+    /// `create` is POST; `get`, `post`, `put`, `delete`, `head`, `patch` and `options` are
+    /// themselves.
+    #[schemars(length(min = 1))]
+    pub(super) method: Option<String>,
+
+    /// What the service speaks. Default `http1`, which every HTTP server speaks without TLS;
+    /// `http2` needs one that takes it without being asked first, as gRPC servers do.
+    pub(super) protocol: Option<Protocol>,
+}
+
+/// What is kept whole of a stream for a far side that does not stream.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Buffer {
+    /// Most bytes of a request, and of an answer, that is kept whole: for components without
+    /// `InvokeStream`, a stock daprd, and unary calls. Beyond, the call is refused. Default
+    /// `4MiB`, the largest message that gRPC libraries and Dapr take by default.
+    #[schemars(range(min = 1, max = 1_073_741_824))]
+    pub(super) max_bytes: Option<Size>,
+}
+
+/// What becomes of handshakes that fail.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Resiliency {
+    /// Longest that one attempt at a handshake may take: up to the first message of the response.
+    /// It never ends a stream that is established. Default: none, as with Dapr, since some answers
+    /// only begin when the last byte of the request is there.
+    #[schemars(extend("minimum" = 1))]
+    pub(super) timeout: Option<Duration>,
+
+    /// When a handshake that failed is tried again. Default: never, as with Dapr. `{}` takes all
+    /// defaults below.
+    pub(super) retry: Option<Retry>,
+
+    /// When a binding whose handshakes fail is given a rest: the settings of the filter
+    /// `circuit_breaker`. Each attempt counts. Default: never, as with Dapr. `{}` takes all
+    /// defaults.
+    pub(super) circuit_breaker: Option<CircuitBreakerEntry>,
+}
+
+/// When a handshake that failed is tried again. It is only tried again while the request that was
+/// passed on can be said again word for word: that is, up to `replay_bytes` of it.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Retry {
+    /// How the waits grow. Default `constant`, as with Dapr.
+    pub(super) policy: Option<RetryPolicy>,
+
+    /// The wait between two attempts; with `exponential`, the first. Default `5s` for `constant`
+    /// and `500ms` for `exponential`, as with Dapr.
+    #[schemars(extend("minimum" = 1))]
+    pub(super) duration: Option<Duration>,
+
+    /// The longest wait, with `exponential` alone. Default `60s`, as with Dapr.
+    #[schemars(extend("minimum" = 1))]
+    pub(super) max_interval: Option<Duration>,
+
+    /// Attempts after the first; the client waits for all of them. Default `3`. Dapr tries for
+    /// ever by default; here every retry has a limit.
+    #[schemars(range(min = 0, max = 1000))]
+    pub(super) max_retries: Option<Count>,
+
+    /// The gRPC statuses that are worth another attempt, by name or by number. Default
+    /// `[UNAVAILABLE]`, the one status that means that the call was most likely not begun: a
+    /// connection that failed, a component that starts. Dapr tries again after any; but an
+    /// operation that failed midway and is not safe to repeat, such as `create`, would be done
+    /// twice. Add `DEADLINE_EXCEEDED` to try again after `timeout` as well, and further ones, where
+    /// all operations are safe to repeat.
+    #[schemars(length(min = 1))]
+    pub(super) matching: Option<Vec<Status>>,
+
+    /// Bytes of the request that are kept so that they can be sent again. A stream that has passed
+    /// on more is not tried again. Default `64KiB`: most requests whole, and the memory that it
+    /// costs each handshake.
+    #[schemars(range(min = 0, max = 16_777_216))]
+    pub(super) replay_bytes: Option<Size>,
+}
+
+/// How the waits between attempts grow.
+#[derive(Clone, Copy, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum RetryPolicy {
+    /// Always the same wait.
+    #[default]
+    Constant,
+    /// Each wait half as long again as the one before, spread at random, so that clients which
+    /// failed together do not come back together.
+    Exponential,
+}
+
+/// A folder, or a map to say more.
+#[derive(Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum ComponentSockets {
+    /// The folder, or `none`.
+    Folder(#[schemars(length(min = 1))] String),
+    /// The folder and how it is looked into.
+    More(MoreComponentSockets),
+}
+
+/// The folder and how it is looked into.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MoreComponentSockets {
+    /// The folder, or `none`. Default: the one that the environment names.
+    #[schemars(length(min = 1))]
+    pub(super) folder: Option<String>,
+
+    /// How often the folder is looked into. Default `1s`: one who starts a component waits no
+    /// longer, and a look costs microseconds.
+    #[schemars(extend("minimum" = 1))]
+    pub(super) interval: Option<Duration>,
+
+    /// Most bindings that come of it; further sockets are passed over. Default `256`, far more than
+    /// components on one machine.
+    #[schemars(range(min = 1, max = 65_536))]
+    pub(super) max: Option<Count>,
+}
+
+/// The settings of a circuit breaker, which it reads itself.
+#[derive(Deserialize)]
+#[serde(transparent)]
+pub(super) struct CircuitBreakerEntry(pub(super) Value);
+
+impl JsonSchema for CircuitBreakerEntry {
+    fn schema_name() -> Cow<'static, str> {
+        CircuitBreaker::schema_name()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        CircuitBreaker::json_schema(generator)
+    }
+}
+
+/// The status of a failed call, by name or by number.
+#[derive(Deserialize)]
+#[serde(transparent)]
+pub(super) struct Status(pub(super) Value);
+
+impl JsonSchema for Status {
+    fn schema_name() -> Cow<'static, str> {
+        "Status".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let names: Vec<&str> = Code::ALL[1..].iter().map(|code| code.name()).collect();
+        json_schema!({
+            "description": "The status of a failed gRPC call, by name or by number.",
+            "anyOf": [
+                {"type": "string", "enum": names},
+                {"type": "integer", "minimum": 1, "maximum": names.len()},
+            ],
+        })
+    }
 }
 
 /// A filter by its bare name, or a map of its name to its settings.

@@ -3,6 +3,7 @@
 //! A value that cannot be resolved is told and something harmless put in its place, so that the
 //! search for faults goes on; a [`Config`] with such a stand-in never leaves this module's parent.
 
+mod bindings;
 mod clusters;
 mod http2;
 mod routes;
@@ -13,15 +14,17 @@ use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
+use super::environment::Environment;
 use super::report::Report;
 use super::{
     Address, Admin, BadAddress, Cluster, Config, Http1, Listener, ListenerTimeouts, ServerHttp2,
     raw,
 };
+pub(super) use bindings::default_filters;
 use thalweg_filters::units::{self, Count, Size};
 
 /// Takes the defaults for what was not written, and tells what makes no sense.
-pub(super) fn resolve(raw: raw::Config, faults: &mut Report) -> Config {
+pub(super) fn resolve(raw: raw::Config, env: &Environment<'_>, faults: &mut Report) -> Config {
     let mut resolve = Resolve { faults };
     let admin = resolve.admin(raw.admin.unwrap_or_default());
     let listeners = resolve.listeners(raw.listeners, admin.as_ref());
@@ -29,6 +32,7 @@ pub(super) fn resolve(raw: raw::Config, faults: &mut Report) -> Config {
     let clusters: BTreeMap<String, Arc<Cluster>> = (raw.clusters.unwrap_or_default().into_iter())
         .map(|(name, cluster)| (name.clone(), Arc::new(resolve.cluster(name, cluster))))
         .collect();
+    let bindings = resolve.bindings(raw.bindings.unwrap_or_default(), &clusters, &filters);
     let routes = resolve.routes(raw.routes.unwrap_or_default(), &clusters, &filters);
     Config {
         admin,
@@ -37,7 +41,12 @@ pub(super) fn resolve(raw: raw::Config, faults: &mut Report) -> Config {
             raw.drain.unwrap_or_default().timeout,
             Duration::from_secs(25),
         ),
+        dapr: bindings::dapr(raw.dapr.unwrap_or_default()),
         listeners,
+        bindings,
+        bindings_front: bindings::front(&filters),
+        component_sockets: bindings::component_sockets(raw.component_sockets, env),
+        filters,
         clusters: clusters.into_values().collect(),
         routes,
     }
@@ -65,7 +74,7 @@ impl Resolve<'_> {
             Some("none") => return None,
             Some(text) => match self.address(text, "admin.address") {
                 Address::Tcp(address) => address,
-                Address::Unix(_) => {
+                Address::Unix(_) | Address::Host(..) => {
                     let hint = "write an IP address and a port, or `none` for no such port";
                     self.faults
                         .add("admin.address", "must be a TCP address", hint);

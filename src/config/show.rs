@@ -3,18 +3,30 @@
 use serde_json::{Map, Value, json};
 
 use super::{
-    Admin, AuthorityMatch, Cluster, Config, Http2, Listener, Match, PathMatch, Pool, Route,
+    Address, Admin, AuthorityMatch, Backoff, Binding, BindingTarget, Cluster, ComponentSockets,
+    Config, Destination, Http2, HttpTarget, Listener, Match, PathMatch, Pool, Resiliency, Retry,
+    Route, RouteTimeouts,
 };
+use thalweg_filters::chain::Filter;
 use thalweg_filters::units::Unit;
 
-/// Loads back to the same configuration, but for the token, which stays hidden.
+/// What is shown of a secret.
+const HIDDEN: &str = "***";
+
+/// Loads back to the same configuration, but for what stays hidden: the token, the metadata of
+/// components, and the queries of URLs.
 pub(super) fn config(config: &Config) -> Value {
+    let bindings = config.bindings.iter();
     let clusters = config.clusters.iter();
     json!({
         "admin": admin(config.admin.as_ref()),
         "workers": config.workers,
         "drain": {"timeout": duration(config.drain_timeout)},
+        "dapr": {"app_id": config.dapr.app_id, "namespace": config.dapr.namespace},
         "listeners": config.listeners.iter().map(listener).collect::<Value>(),
+        "filters": filters(&config.filters),
+        "bindings": bindings.map(|it| (it.name.clone(), binding(it))).collect::<Value>(),
+        "component_sockets": component_sockets(config.component_sockets.as_ref()),
         "clusters": clusters.map(|it| (it.name.clone(), cluster(it))).collect::<Value>(),
         "routes": config.routes.iter().map(route).collect::<Value>(),
     })
@@ -31,7 +43,7 @@ fn admin(admin: Option<&Admin>) -> Value {
             address,
             token: Some(_),
         }) => {
-            json!({"address": address.to_string(), "token": "***"})
+            json!({"address": address.to_string(), "token": HIDDEN})
         }
     }
 }
@@ -106,19 +118,136 @@ fn route(route: &Route) -> Value {
     let mut all = json!({
         "name": route.name,
         "match": matches(&route.matches),
-        "timeouts": {"stall": duration(route.timeouts.stall)},
-        "filters": route.filters.iter().map(|filter| filter.name()).collect::<Value>(),
+        "filters": filters(&route.filters),
     });
-    let targets = route.targets.iter();
-    match route.targets.as_slice() {
-        [one] if one.weight == 1 => all["cluster"] = json!(one.cluster.name),
-        _ => {
-            all["clusters"] = targets
-                .map(|target| json!({"name": target.cluster.name, "weight": target.weight}))
-                .collect();
+    match &route.destination {
+        Destination::RoutesBelow => {
+            all["continue"] = true.into();
+            return all;
+        }
+        Destination::Clusters(targets) => match targets.as_slice() {
+            [one] if one.weight == 1 => all["cluster"] = json!(one.cluster.name),
+            several => {
+                all["clusters"] = several
+                    .iter()
+                    .map(|target| json!({"name": target.cluster.name, "weight": target.weight}))
+                    .collect();
+            }
+        },
+    }
+    all["timeouts"] = route_timeouts(&route.timeouts);
+    all
+}
+
+fn route_timeouts(timeouts: &RouteTimeouts) -> Value {
+    json!({"stall": duration(timeouts.stall)})
+}
+
+/// A filter without settings is shown by its bare name.
+fn filters(filters: &[Filter]) -> Value {
+    let show = |filter: &Filter| match serde_json::to_value(filter) {
+        Ok(shown) if shown[filter.name()] != json!({}) => shown,
+        _ => filter.name().into(),
+    };
+    filters.iter().map(show).collect()
+}
+
+fn binding(binding: &Binding) -> Value {
+    let (kind, target) = target(&binding.target);
+    json!({
+        kind: target,
+        "buffer": {"max_bytes": size(binding.buffer_max_bytes)},
+        "resiliency": resiliency(&binding.resiliency),
+        "timeouts": route_timeouts(&binding.timeouts),
+        "filters": filters(&binding.filters),
+    })
+}
+
+fn target(target: &BindingTarget) -> (&'static str, Value) {
+    match target {
+        BindingTarget::Echo => ("echo", json!({})),
+        BindingTarget::Component(component) => {
+            let keys = component.metadata.keys();
+            let mut all = json!({
+                "instance": component.instance,
+                "metadata": keys.map(|key| (key.clone(), json!(HIDDEN))).collect::<Value>(),
+                "ping": duration(component.ping),
+            });
+            for endpoint in &component.cluster.endpoints {
+                match endpoint {
+                    Address::Unix(path) => all["socket"] = path.display().to_string().into(),
+                    address => all["address"] = address.to_string().into(),
+                }
+            }
+            ("component", all)
+        }
+        BindingTarget::Dapr { cluster } => ("dapr", json!({"cluster": cluster.name})),
+        BindingTarget::Http(http) => {
+            let mut all = json!({"url": url(http), "protocol": http.cluster.protocol});
+            if let Some(method) = &http.method {
+                all["method"] = method.as_str().into();
+            }
+            ("http", all)
+        }
+    }
+}
+
+fn url(http: &HttpTarget) -> String {
+    let hidden = http.path_and_query.query().map_or("", |_| "?***");
+    format!(
+        "http://{}{}{hidden}",
+        http.authority,
+        http.path_and_query.path()
+    )
+}
+
+fn resiliency(resiliency: &Resiliency) -> Value {
+    let mut all = Map::new();
+    if let Some(timeout) = resiliency.timeout {
+        all.insert("timeout".into(), duration(timeout).into());
+    }
+    if let Some(retry) = &resiliency.retry {
+        all.insert("retry".into(), self::retry(retry));
+    }
+    if let Some(breaker) = &resiliency.circuit_breaker {
+        all.insert("circuit_breaker".into(), json!(breaker));
+    }
+    Value::Object(all)
+}
+
+fn retry(retry: &Retry) -> Value {
+    let codes = retry.matching.iter();
+    let mut all = json!({
+        "max_retries": retry.max_retries,
+        "matching": codes.map(|code| code.name()).collect::<Value>(),
+        "replay_bytes": size(retry.replay_bytes),
+    });
+    match retry.backoff {
+        Backoff::Constant(wait) => {
+            all["policy"] = "constant".into();
+            all["duration"] = duration(wait).into();
+        }
+        Backoff::Exponential {
+            first,
+            max_interval,
+        } => {
+            all["policy"] = "exponential".into();
+            all["duration"] = duration(first).into();
+            all["max_interval"] = duration(max_interval).into();
         }
     }
     all
+}
+
+fn component_sockets(sockets: Option<&ComponentSockets>) -> Value {
+    match sockets {
+        None => "none".into(),
+        Some(sockets) => json!({
+            "folder": sockets.folder.display().to_string(),
+            "interval": duration(sockets.interval),
+            "max": sockets.max,
+        }),
+    }
 }
 
 fn matches(matches: &Match) -> Value {
@@ -155,7 +284,7 @@ fn matches(matches: &Match) -> Value {
     Value::Object(all)
 }
 
-fn duration(duration: std::time::Duration) -> String {
+pub(super) fn duration(duration: std::time::Duration) -> String {
     Unit::Duration.show(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
 }
 

@@ -31,8 +31,8 @@ pub(crate) async fn exchange(
         .is_some_and(|stream| stream.protocol() == Protocol::Grpc)
     {
         let message = format!(
-            "cluster {}: it speaks HTTP/1.1, which cannot carry gRPC (protocol: http2)",
-            cluster.name
+            "{}: it speaks HTTP/1.1, which cannot carry gRPC (protocol: http2)",
+            cluster.label
         );
         return Err(Error::new(
             Code::Unimplemented,

@@ -56,7 +56,7 @@ pub(crate) async fn exchange(
             parts.headers.insert(GRPC_TIMEOUT, value);
         }
     }
-    let sender = Sender::Upstream(cluster.name.clone());
+    let sender = Sender::Upstream(cluster.label.clone());
     let (response, sink) = lease
         .open(Request::from_parts(parts, ()), done)
         .map_err(|error| sender.error(error))?;
@@ -85,8 +85,8 @@ pub(crate) async fn exchange(
     let most_headers = exchange.lease.max_headers();
     if parts.headers.len() > most_headers {
         let message = format!(
-            "cluster {}: the answer has {} headers, and at most {most_headers} are taken (http2.max_headers)",
-            cluster.name,
+            "{}: the answer has {} headers, and at most {most_headers} are taken (http2.max_headers)",
+            cluster.label,
             parts.headers.len()
         );
         return Err(Error::new(
@@ -164,12 +164,11 @@ impl Exchange {
             }
             Err(Stop::Stalled(limit)) => {
                 self.reset(Reason::CANCEL);
-                let Sender::Upstream(cluster) = &self.sender else {
+                let Sender::Upstream(label) = &self.sender else {
                     unreachable!("an exchange is with an upstream")
                 };
-                let message = format!(
-                    "cluster {cluster}: the upstream took no bytes for {limit:?} (timeouts.stall)"
-                );
+                let message =
+                    format!("{label}: the upstream took no bytes for {limit:?} (timeouts.stall)");
                 Err(Error::new(
                     Code::Unavailable,
                     "upstream_stalled",

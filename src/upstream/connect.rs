@@ -15,6 +15,9 @@ pub(crate) async fn connect(address: &Address) -> io::Result<Socket> {
     Ok(match address {
         Address::Tcp(address) => Socket::Tcp(prepare(TcpStream::connect(address).await?)?),
         Address::Unix(path) => Socket::Unix(UnixStream::connect(path).await?),
+        Address::Host(host, port) => {
+            Socket::Tcp(prepare(TcpStream::connect((host.as_str(), *port)).await?)?)
+        }
     })
 }
 

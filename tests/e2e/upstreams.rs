@@ -436,6 +436,39 @@ async fn silent_endpoint_is_passed_over_in_time() {
     }
 }
 
+// === routes that go on to those below ===
+
+#[tokio::test]
+async fn stream_that_goes_on_takes_the_first_route_below_that_matches() {
+    let (above, below) = (Upstream::start().await, Upstream::start().await.serve(echo));
+    let proxy = TestProxy::start(&format!(
+        "listeners: [{{name: it, address: \"127.0.0.1:0\"}}]
+clusters: {{above: {{endpoints: [{above}]}}, below: {{endpoints: [{below}], connect_timeout: 1m}}}}
+routes:
+  - {{name: first, match: {{path: /never}}, cluster: above}}
+  - {{name: second, continue: true}}
+  - {{name: third, match: {{path_prefix: /e2e.}}, continue: true}}
+  - {{name: fourth, match: {{path: {PATH}}}, cluster: below}}
+"
+    ))
+    .await;
+    let client = Client::connect(&proxy).await;
+
+    let taken = client.unary(PATH, b"x").await;
+    let refused = client.unary("/e2e.Other/Talk", b"x").await;
+
+    assert_eq!(taken.code(), Code::Ok);
+    assert_eq!(
+        (refused.code(), refused.reason()),
+        (Code::Unimplemented, Some("no_route"))
+    );
+    for (route, streams) in [("first", 0), ("second", 2), ("third", 2), ("fourth", 1)] {
+        let begun = format!("thalweg_streams_started_total{{route=\"{route}\"}}");
+        proxy.metric_is(&begun, streams).await;
+    }
+    assert_eq!(above.connections(), 0);
+}
+
 // === sockets in the file system ===
 
 #[tokio::test]

@@ -1,14 +1,17 @@
 //! Where streams may go.
 
-use std::time::Duration;
-
 use super::{Resolve, http2, or};
+use crate::config::bindings::BINDING_CLUSTER;
 use crate::config::{Address, Cluster, Pool, raw};
 use thalweg_filters::units::Count;
 
 impl Resolve<'_> {
     pub(super) fn cluster(&mut self, name: String, raw: raw::Cluster) -> Cluster {
         let path = format!("clusters.{name}");
+        if name.starts_with(BINDING_CLUSTER) {
+            let message = format!("names that begin with `{BINDING_CLUSTER}` belong to bindings");
+            self.faults.add_key(&path, &message, "choose another name");
+        }
         let endpoints = (raw.endpoints.iter().enumerate())
             .map(|(index, text)| self.endpoint(text, &format!("{path}.endpoints[{index}]")))
             .collect();
@@ -17,17 +20,18 @@ impl Resolve<'_> {
         let streams = pool.max_streams_per_connection;
         let windows = self.upstream_windows(&http2, streams, &format!("{path}.http2"));
         Cluster {
+            label: format!("cluster {name}"),
             name,
             endpoints,
             protocol: raw.protocol.unwrap_or_default(),
             http2: http2::resolve(&http2, windows),
-            connect_timeout: or(raw.connect_timeout, Duration::from_secs(2)),
+            connect_timeout: or(raw.connect_timeout, Cluster::CONNECT_TIMEOUT),
             pool,
-            stall: or(raw.stall, Duration::from_secs(60)),
+            stall: or(raw.stall, Cluster::STALL),
         }
     }
 
-    fn endpoint(&mut self, text: &str, path: &str) -> Address {
+    pub(super) fn endpoint(&mut self, text: &str, path: &str) -> Address {
         let address = self.address(text, path);
         if matches!(address, Address::Tcp(address) if address.port() == 0) {
             let hint = "write the port that the upstream listens on";

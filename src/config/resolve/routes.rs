@@ -9,7 +9,9 @@ use thalweg_filters::chain::Filter;
 
 use super::{Resolve, or};
 use crate::config::report::suggest;
-use crate::config::{AuthorityMatch, Cluster, Match, PathMatch, Route, RouteTimeouts, Target, raw};
+use crate::config::{
+    AuthorityMatch, Cluster, Destination, Match, PathMatch, Route, RouteTimeouts, Target, raw,
+};
 
 impl Resolve<'_> {
     pub(super) fn routes(
@@ -20,18 +22,18 @@ impl Resolve<'_> {
     ) -> Vec<Route> {
         let mut names = HashMap::new();
         let mut routes = Vec::new();
+        let last = raw.len().saturating_sub(1);
         for (index, raw) in raw.into_iter().enumerate() {
             let path = format!("routes[{index}]");
             self.unique_name(&mut names, &raw.name, &path);
+            let goes_on = raw.goes_on.unwrap_or_default();
+            if goes_on {
+                self.goes_on(index == last, raw.timeouts.is_some(), &path);
+            }
             routes.push(Route {
                 matches: self.matches(raw.matches.unwrap_or_default(), &format!("{path}.match")),
-                targets: self.targets(raw.cluster, raw.clusters, clusters, &path),
-                timeouts: RouteTimeouts {
-                    stall: or(
-                        raw.timeouts.unwrap_or_default().stall,
-                        RouteTimeouts::default().stall,
-                    ),
-                },
+                destination: self.destination(raw.cluster, raw.clusters, goes_on, clusters, &path),
+                timeouts: route_timeouts(raw.timeouts),
                 filters: match raw.filters {
                     Some(own) => self.filters(own, &format!("{path}.filters")),
                     None => filters.to_vec(),
@@ -42,53 +44,72 @@ impl Resolve<'_> {
         routes
     }
 
-    fn targets(
+    /// What goes on to the routes below needs one, and has the timeouts of that.
+    fn goes_on(&mut self, is_last: bool, has_timeouts: bool, path: &str) {
+        if is_last {
+            let hint = "move it above the routes that it leads to, or name a `cluster`";
+            let path = format!("{path}.continue");
+            self.faults.add(&path, "there is no route below", hint);
+        }
+        if has_timeouts {
+            let message = "the route that takes the stream in the end says these";
+            let path = format!("{path}.timeouts");
+            self.faults.add_key(&path, message, "leave it out here");
+        }
+    }
+
+    fn destination(
         &mut self,
         one: Option<String>,
         several: Option<Vec<raw::WeightedCluster>>,
+        goes_on: bool,
         known: &BTreeMap<String, Arc<Cluster>>,
         path: &str,
-    ) -> Vec<Target> {
-        let cluster_path = format!("{path}.cluster");
-        let clusters_path = format!("{path}.clusters");
+    ) -> Destination {
+        let at = |key: &str| format!("{path}.{key}");
+        let ways = [
+            ("cluster", one.is_some()),
+            ("clusters", several.is_some()),
+            ("continue", goes_on),
+        ];
+        let mut written = ways.iter().filter(|(_, written)| *written);
+        match (written.next(), written.next()) {
+            (Some((first, _)), Some((second, _))) => {
+                let message = format!("`{first}` is here as well");
+                self.faults
+                    .add_key(&at(second), &message, "keep one of the two");
+            }
+            (None, _) if !ways.iter().any(|(key, _)| self.faults.covers(&at(key))) => {
+                let hint = "add `cluster: NAME`, `clusters` with weights, or `continue: true`";
+                self.faults.add(&at("cluster"), "missing", hint);
+            }
+            _ => {}
+        }
+        if goes_on {
+            return Destination::RoutesBelow;
+        }
+        let clusters_path = at("clusters");
         let mut look_up = |name: &str, weight, path: &str| {
             let cluster = self.cluster_named(name, known, path)?;
             Some(Target { cluster, weight })
         };
-        match (one, several) {
-            (Some(name), None) => look_up(&name, 1, &cluster_path).into_iter().collect(),
-            (None, Some(several)) => {
-                let idle = several.iter().all(|cluster| cluster.weight.0 == 0);
-                let targets = (several.iter().enumerate())
-                    .filter_map(|(index, cluster)| {
-                        let path = format!("{clusters_path}[{index}].name");
-                        look_up(&cluster.name, cluster.weight.u32(), &path)
-                    })
-                    .collect();
-                if idle {
-                    let hint = "give at least one cluster a weight above `0`";
-                    self.faults
-                        .add(&clusters_path, "all weights are zero", hint);
-                }
-                targets
-            }
-            (Some(_), Some(_)) => {
-                let hint = "keep one of the two";
-                self.faults
-                    .add_key(&clusters_path, "`cluster` is here as well", hint);
-                Vec::new()
-            }
-            (None, None) => {
-                if !self.faults.covers(&clusters_path) {
-                    let hint = "add `cluster: NAME`, or `clusters` with weights";
-                    self.faults.add(&cluster_path, "missing", hint);
-                }
-                Vec::new()
-            }
+        let mut targets = Vec::new();
+        if let Some(name) = one {
+            targets.extend(look_up(&name, 1, &at("cluster")));
         }
+        for (index, cluster) in several.iter().flatten().enumerate() {
+            let path = format!("{clusters_path}[{index}].name");
+            targets.extend(look_up(&cluster.name, cluster.weight.u32(), &path));
+        }
+        if several.is_some_and(|several| several.iter().all(|cluster| cluster.weight.0 == 0)) {
+            let hint = "give at least one cluster a weight above `0`";
+            self.faults
+                .add(&clusters_path, "all weights are zero", hint);
+        }
+        Destination::Clusters(targets)
     }
 
-    fn cluster_named(
+    pub(super) fn cluster_named(
         &mut self,
         name: &str,
         known: &BTreeMap<String, Arc<Cluster>>,
@@ -127,6 +148,13 @@ impl Resolve<'_> {
             }
         }
         filters
+    }
+}
+
+pub(super) fn route_timeouts(raw: Option<raw::RouteTimeouts>) -> RouteTimeouts {
+    let default = RouteTimeouts::default();
+    RouteTimeouts {
+        stall: or(raw.unwrap_or_default().stall, default.stall),
     }
 }
 

@@ -59,6 +59,7 @@ impl Client {
                         connection: tokio::spawn(connection),
                     }
                 }
+                Address::Host(..) => panic!("{address} is not where a proxy listens"),
             }
         })
         .await
