@@ -1,4 +1,4 @@
-"""Starts the servers and a proxy in front of each, and runs every client against every server."""
+"""Starts the servers and a proxy in front of each, and runs every client against every server; then the bindings."""
 
 import base64
 import contextlib
@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 
+import bindings
 from harness import (
     FAILURES,
     HERE,
@@ -286,7 +287,7 @@ def stacks(tally, binary):
             through(tally, binary, name, ports, plain)
 
 
-PARTS = {"stacks": stacks}
+PARTS = {"stacks": stacks, "bindings": bindings.all_of_it}
 
 
 def main(binary, *parts):
