@@ -139,7 +139,8 @@ class Upload:
                 size += len(request.data)
                 digest.update(request.data)
                 yield request.data
-        except grpc.RpcError:
+        except (grpc.RpcError, GeneratorExit):
+            # It is noticed while the next message is waited for, or while one is being answered.
             tell("cut", id=self.id, bytes=size)
             raise
         # For grpcio a stream that was reset has ended, for a moment, before it was cancelled.
