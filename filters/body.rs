@@ -18,6 +18,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
+use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 
 use crate::Error;
@@ -76,7 +77,18 @@ impl Body {
 
     /// A body of bytes that nobody waits to be paid for.
     pub fn full(bytes: impl Into<Bytes>) -> Self {
-        Self::new(Full(Some(bytes.into())))
+        Self::new(Full {
+            bytes: Some(bytes.into()),
+            trailers: None,
+        })
+    }
+
+    /// Bytes that nobody waits to be paid for, and trailers.
+    pub fn with_trailers(bytes: impl Into<Bytes>, trailers: HeaderMap) -> Self {
+        Self::new(Full {
+            bytes: Some(bytes.into()),
+            trailers: Some(trailers),
+        })
     }
 
     /// Wraps what is there; an empty body stays empty, since nothing will ever come of it.
@@ -128,8 +140,11 @@ impl fmt::Debug for Body {
     }
 }
 
-/// Bytes that the proxy made itself.
-struct Full(Option<Bytes>);
+/// What the proxy made itself.
+struct Full {
+    bytes: Option<Bytes>,
+    trailers: Option<HeaderMap>,
+}
 
 impl http_body::Body for Full {
     type Data = Chunk;
@@ -139,19 +154,17 @@ impl http_body::Body for Full {
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Chunk>, Error>>> {
-        Poll::Ready(
-            self.0
-                .take()
-                .map(|bytes| Ok(Frame::data(Chunk::from(bytes)))),
-        )
+        let bytes = self.bytes.take().map(|bytes| Frame::data(bytes.into()));
+        let frame = bytes.or_else(|| self.trailers.take().map(Frame::trailers));
+        Poll::Ready(frame.map(Ok))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.as_ref().is_none_or(Bytes::is_empty)
+        self.bytes.as_ref().is_none_or(Bytes::is_empty) && self.trailers.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.0.as_ref().map_or(0, |bytes| bytes.len() as u64))
+        SizeHint::with_exact(self.bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
     }
 }
 
@@ -171,6 +184,11 @@ impl Chunk {
     /// The bytes, where they lie.
     pub fn as_slice(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// Another handle to the bytes, without their credit.
+    pub fn bytes(&self) -> Bytes {
+        self.bytes.clone()
     }
 
     /// Takes the first `at` bytes, with their share of the credit.

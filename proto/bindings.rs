@@ -208,3 +208,60 @@ const fn varint_len(value: u64) -> u64 {
     let bits = 64 - (value | 1).leading_zeros() as u64;
     bits.div_ceil(7)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn varint_has_the_length_that_was_foretold() {
+        let around_every_bit = (0..64)
+            .map(|bit| 1u64 << bit)
+            .flat_map(|value| [value - 1, value, value + 1]);
+        for value in around_every_bit.chain([u64::MAX - 1, u64::MAX]) {
+            let mut buffer = BytesMut::new();
+            put_varint(&mut buffer, value);
+
+            assert_eq!(buffer.len() as u64, varint_len(value), "{value}");
+            let read = prost::encoding::decode_varint(&mut buffer);
+            assert_eq!(read, Ok(value));
+        }
+    }
+
+    #[test]
+    fn message_is_framed() {
+        let request = ListOperationsResponse {
+            operations: vec!["get".into()],
+        };
+
+        assert_eq!(framed(&request)[..], b"\0\0\0\0\x05\x0a\x03get"[..]);
+        assert_eq!(framed(&Empty {})[..], [0; 5]);
+    }
+
+    #[test]
+    fn initial_message_is_framed_in_its_field() {
+        let initial = InitialRequest {
+            name: "store".into(),
+            ..Default::default()
+        };
+        let expected = b"\0\0\0\0\x09\x0a\x07\x0a\x05store";
+        assert_eq!(framed_initial(&initial)[..], expected[..]);
+
+        let first = FirstRequest {
+            initial_request: Some(initial),
+        };
+        assert_eq!(framed(&first)[..], expected[..]);
+    }
+
+    #[test]
+    fn initial_message_of_any_length_is_framed() {
+        for length in [0, 1, 127, 128, 16_383, 16_384] {
+            let mut buffer = BytesMut::new();
+            put_initial(&mut buffer, &vec![b'x'; length]);
+
+            let declared = u32::from_be_bytes(buffer[1..5].try_into().unwrap());
+            assert_eq!(declared as usize, buffer.len() - 5, "{length}");
+            assert!(buffer.ends_with(&vec![b'x'; length]));
+        }
+    }
+}

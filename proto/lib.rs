@@ -18,7 +18,8 @@
 //! | [`bindings`] | the messages of output bindings, and how payload is wrapped in them |
 //! | [`method`] | `/package.Service/Method`, and which content types are gRPC |
 //!
-//! `tests/chunking.rs` holds the properties, `fuzz/` a fuzz target for each parser.
+//! `tests/chunking.rs` holds the properties, `fuzz/` a fuzz target for each parser. `schema/` has the messages of bindings
+//! for those who generate code from them.
 
 pub mod bindings;
 pub mod deadline;

@@ -9,6 +9,7 @@ use tokio::{sync::watch, task::JoinSet};
 
 use crate::{
     admin,
+    bindings::Components,
     config::{Address, Config},
     listener::Listener,
     serve::Front,
@@ -25,6 +26,8 @@ pub struct App {
     pub admin: Option<SocketAddr>,
     workers: Arc<Vec<Handle>>,
     accepting: JoinSet<()>,
+    /// Looks after the components of bindings until the end.
+    supervising: JoinSet<()>,
     drain: watch::Sender<bool>,
 }
 
@@ -38,7 +41,8 @@ pub struct StartError {
 impl App {
     /// Binds every address and starts to serve.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        let telemetry = Arc::<Telemetry>::default();
+        let telemetry = Arc::new(Telemetry::new(&config.dapr));
+        let components = Arc::new(Components::new(&config, &telemetry.process));
         let config = Arc::new(config);
         let (drain, drains) = watch::channel(false);
 
@@ -86,6 +90,7 @@ impl App {
                     format!("worker-{index}"),
                     Arc::clone(&config),
                     &telemetry,
+                    &components,
                     drains.clone(),
                 )
             })
@@ -95,6 +100,8 @@ impl App {
                 source,
             })?;
         let workers = Arc::new(workers);
+        let mut supervising = JoinSet::new();
+        supervising.spawn(components.supervise(config.bindings.clone()));
         let mut accepting = JoinSet::new();
         for listener in listeners {
             accepting.spawn(listener.run(Arc::clone(&workers), drains.clone()));
@@ -104,6 +111,7 @@ impl App {
             admin,
             workers,
             accepting,
+            supervising,
             drain,
         })
     }
@@ -118,6 +126,7 @@ impl App {
         let joined =
             tokio::task::spawn_blocking(move || workers.into_iter().for_each(Handle::join));
         let _ = joined.await;
+        self.supervising.abort_all();
     }
 }
 

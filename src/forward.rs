@@ -52,17 +52,7 @@ impl Forward {
         self: Rc<Self>,
         request: Request<Body>,
     ) -> Result<Response<Body>, Error> {
-        let cluster = self.cluster();
-        match &cluster.endpoints {
-            Endpoints::Http2(endpoints) => {
-                http2::exchange(cluster, endpoints, request, self.stall).await
-            }
-            Endpoints::Http1(endpoints) =>
-            // Far larger than the other, and so not a part of this future.
-            {
-                Box::pin(http1::exchange(cluster, endpoints, request)).await
-            }
-        }
+        send(self.cluster(), request, self.stall).await
     }
 
     /// Each target in turn by its share, evenly spread: every turn, each is owed its weight, and the one that is owed the most
@@ -83,5 +73,18 @@ impl Forward {
             .expect("a route has a target; the configuration refuses one without");
         chosen.owed.set(chosen.owed.get() - total);
         &chosen.cluster
+    }
+}
+
+/// Sends a request to a cluster; see [`Forward::call`].
+pub(crate) async fn send(
+    cluster: &Cluster,
+    request: Request<Body>,
+    stall: Duration,
+) -> Result<Response<Body>, Error> {
+    match &cluster.endpoints {
+        Endpoints::Http2(endpoints) => http2::exchange(cluster, endpoints, request, stall).await,
+        // Far larger than the other, and so not a part of this future.
+        Endpoints::Http1(endpoints) => Box::pin(http1::exchange(cluster, endpoints, request)).await,
     }
 }

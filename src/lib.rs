@@ -55,6 +55,7 @@
 
 mod admin;
 pub mod app;
+mod bindings;
 pub mod cli;
 pub mod config;
 mod eager;

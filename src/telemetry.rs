@@ -20,6 +20,8 @@ use prometheus_client::{
 };
 use thalweg_filters::{Error, circuit_breaker, metrics};
 
+use crate::config;
+
 /// Everything that `/metrics` prints.
 #[derive(Debug, Default)]
 pub(crate) struct Telemetry {
@@ -37,6 +39,7 @@ pub(crate) struct Process {
     pub(crate) panics: Count,
     listeners: Mutex<Vec<(String, Arc<ListenerStats>)>>,
     clusters: Mutex<Vec<(String, Arc<ClusterStats>)>>,
+    bindings: Mutex<Vec<(String, Arc<BindingStats>)>>,
 }
 
 /// What one listener counts.
@@ -69,11 +72,34 @@ pub(crate) struct ClusterStats {
     pub(crate) stalled_streams: Count,
 }
 
+/// What one binding counts beside its streams, over all workers.
+#[derive(Debug, Default)]
+pub(crate) struct BindingStats {
+    /// Whether its component can be used: 1 or 0.
+    pub(crate) ready: Count,
+    pub(crate) inits: Count,
+    pub(crate) ping_failures: Count,
+    pub(crate) retries: Count,
+    pub(crate) handshake_timeouts: Count,
+    pub(crate) buffered: Count,
+    pub(crate) buffer_overflows: Count,
+}
+
 /// A counter, or a gauge where it is also subtracted from.
 #[derive(Default)]
 pub(crate) struct Count(AtomicU64);
 
 impl Telemetry {
+    /// Nothing counted yet. Metrics with Dapr's names bear its labels.
+    pub(crate) fn new(labels: &config::Dapr) -> Self {
+        let (app_id, namespace) = (&*labels.app_id, &*labels.namespace);
+        Self {
+            streams: Arc::new(metrics::Registry::new(app_id, namespace)),
+            breakers: Arc::new(circuit_breaker::Registry::new(app_id, namespace)),
+            process: Arc::default(),
+        }
+    }
+
     /// A registry of all that is counted, for printing.
     pub(crate) fn registry(&self) -> Registry {
         let mut registry = Registry::default();
@@ -98,6 +124,11 @@ impl Process {
     /// The counters of a cluster, shared by the workers.
     pub(crate) fn cluster(&self, name: &str) -> Arc<ClusterStats> {
         entry(&self.clusters, name)
+    }
+
+    /// The counters of a binding, shared by the workers.
+    pub(crate) fn binding(&self, name: &str) -> Arc<BindingStats> {
+        entry(&self.bindings, name)
     }
 }
 
@@ -248,6 +279,51 @@ const CLUSTER: [Reading<ClusterStats>; 10] = [
     ),
 ];
 
+const BINDING: [Reading<BindingStats>; 7] = [
+    (
+        "component_ready",
+        "Whether the component can be used",
+        MetricType::Gauge,
+        |stats| &stats.ready,
+    ),
+    (
+        "component_inits",
+        "Times that the component was told its settings",
+        MetricType::Counter,
+        |stats| &stats.inits,
+    ),
+    (
+        "ping_failures",
+        "Pings that the component did not answer well",
+        MetricType::Counter,
+        |stats| &stats.ping_failures,
+    ),
+    (
+        "retries",
+        "Handshakes that were tried again",
+        MetricType::Counter,
+        |stats| &stats.retries,
+    ),
+    (
+        "handshake_timeouts",
+        "Handshakes that took longer than resiliency.timeout",
+        MetricType::Counter,
+        |stats| &stats.handshake_timeouts,
+    ),
+    (
+        "buffered",
+        "Streams that were collected for a far side that cannot stream",
+        MetricType::Counter,
+        |stats| &stats.buffered,
+    ),
+    (
+        "buffer_overflows",
+        "Streams refused because they exceeded buffer.max_bytes",
+        MetricType::Counter,
+        |stats| &stats.buffer_overflows,
+    ),
+];
+
 impl Collector for Process {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         encoder
@@ -279,7 +355,8 @@ impl Collector for Process {
                 .encode_counter::<NoLabelSet, _, u64>(count, None)?;
         }
         encode_all(&mut encoder, "listener", &lock(&self.listeners), &LISTENER)?;
-        encode_all(&mut encoder, "cluster", &lock(&self.clusters), &CLUSTER)
+        encode_all(&mut encoder, "cluster", &lock(&self.clusters), &CLUSTER)?;
+        encode_all(&mut encoder, "binding", &lock(&self.bindings), &BINDING)
     }
 }
 

@@ -20,9 +20,7 @@ use http::{Request, Response};
 use thalweg_filters::{
     Body, Error, Side,
     chain::{Chain, ChainFuture, Surroundings},
-    circuit_breaker,
     deadline::{Deadline, DeadlineFuture},
-    metrics,
 };
 use thalweg_proto::status::Code;
 use tokio::{
@@ -35,6 +33,7 @@ use tokio::{
 use tower::{Service, service_fn};
 
 use crate::{
+    bindings::{Api, Bindings, Call, Components},
     config::{Config, Destination, Match},
     forward::Forward,
     router::Router,
@@ -47,6 +46,8 @@ use crate::{
 /// What the tasks of one worker share.
 pub(crate) struct Worker {
     routes: Router<Deadline<SharedChain>>,
+    /// Takes the calls of bindings, before the routes; `None` where there are no bindings.
+    bindings: Option<RefCell<Deadline<Api>>>,
     pub(crate) process: Arc<Process>,
     pub(crate) drain: watch::Receiver<bool>,
     load: Arc<Load>,
@@ -94,14 +95,13 @@ pub(crate) struct Live(Rc<Worker>);
 pub(crate) fn start(
     name: String,
     config: Arc<Config>,
-    telemetry: &Telemetry,
+    telemetry: &Arc<Telemetry>,
+    components: &Arc<Components>,
     drain: watch::Receiver<bool>,
 ) -> io::Result<Handle> {
     let (sockets, accepted) = mpsc::unbounded_channel();
     let load = Arc::<Load>::default();
-    let process = Arc::clone(&telemetry.process);
-    let streams = Arc::clone(&telemetry.streams);
-    let breakers = Arc::clone(&telemetry.breakers);
+    let (telemetry, components) = (Arc::clone(telemetry), Arc::clone(components));
     let shared_load = Arc::clone(&load);
     let thread = thread::Builder::new().name(name).spawn(move || {
         let runtime = Builder::new_current_thread()
@@ -114,7 +114,7 @@ pub(crate) fn start(
         };
         runtime.block_on(async move {
             let limit = config.drain_timeout;
-            let worker = Worker::new(&config, process, &streams, &breakers, drain, shared_load);
+            let worker = Worker::new(&config, &telemetry, components, drain, shared_load);
             run(Rc::new(worker), accepted, limit).await;
         });
     })?;
@@ -165,12 +165,12 @@ async fn run(
 impl Worker {
     fn new(
         config: &Config,
-        process: Arc<Process>,
-        streams: &metrics::Registry,
-        breakers: &circuit_breaker::Registry,
+        telemetry: &Arc<Telemetry>,
+        components: Arc<Components>,
         drain: watch::Receiver<bool>,
         load: Arc<Load>,
     ) -> Self {
+        let process = Arc::clone(&telemetry.process);
         let clusters: Vec<Rc<Cluster>> = config
             .clusters
             .iter()
@@ -194,8 +194,8 @@ impl Worker {
                 route: &route.name,
                 target: &target,
                 binding: None,
-                metrics: streams,
-                breakers,
+                metrics: &telemetry.streams,
+                breakers: &telemetry.breakers,
             };
             let chain = match &route.destination {
                 Destination::Clusters(targets) => {
@@ -223,19 +223,28 @@ impl Worker {
             .rev()
             .map(|(conditions, chain)| (conditions, Deadline::new(chain)))
             .collect();
+        let bindings = Rc::new(Bindings::new(config, telemetry, &clusters, components));
+        let api = Api::new(bindings, &config.bindings_front);
         Self {
             routes,
+            bindings: api.map(|api| RefCell::new(Deadline::new(api))),
             process,
             drain,
             load,
         }
     }
 
-    /// Sends a request on its route.
+    /// Sends a request to the binding that it calls, or on its route.
     pub(crate) fn call(
         &self,
-        request: Request<Body>,
+        mut request: Request<Body>,
     ) -> Result<DeadlineFuture<ChainFuture>, Error> {
+        if let Some(bindings) = &self.bindings
+            && let Some(call) = Call::of(&request)
+        {
+            request.extensions_mut().insert(call);
+            return Ok(bindings.borrow_mut().call(request));
+        }
         send(&self.routes, request)
     }
 
@@ -414,6 +423,7 @@ mod tests {
         let (drain, drains) = watch::channel(false);
         let worker = Worker {
             routes: routes.into_iter().collect(),
+            bindings: None,
             process: Arc::default(),
             drain: drains,
             load: Arc::default(),

@@ -35,6 +35,7 @@ pub struct Breaker(Arc<Shared>);
 
 struct Shared {
     target: String,
+    purpose: &'static str,
     /// Dapr's label `name`, which keeps apart what guards one target with different settings.
     name: String,
     config: Config,
@@ -71,19 +72,29 @@ impl Registry {
 
     /// The breaker of a target, such as `cluster greeter` or `binding orders`, with these settings.
     pub fn breaker(&self, target: &str, config: &Config) -> Breaker {
+        self.named("circuit_breaker", target, config)
+    }
+
+    /// The breaker of a target's handshakes. It is another than that of its streams, which may have the same settings.
+    pub fn handshake_breaker(&self, target: &str, config: &Config) -> Breaker {
+        self.named("resiliency", target, config)
+    }
+
+    fn named(&self, name: &'static str, target: &str, config: &Config) -> Breaker {
         let mut breakers = lock(&self.breakers);
         let mut others = 0;
-        for breaker in breakers.iter().filter(|breaker| breaker.0.target == target) {
+        let alike = |breaker: &&Breaker| breaker.0.target == target && breaker.0.purpose == name;
+        for breaker in breakers.iter().filter(alike) {
             if breaker.0.config == *config {
                 return breaker.clone();
             }
             others += 1;
         }
-        let name = match others {
-            0 => "circuit_breaker".to_owned(),
-            others => format!("circuit_breaker-{}", others + 1),
+        let label = match others {
+            0 => name.to_owned(),
+            others => format!("{name}-{}", others + 1),
         };
-        let breaker = Breaker::new(target, name, config);
+        let breaker = Breaker::new(target, name, label, config);
         breakers.push(breaker.clone());
         breaker
     }
@@ -104,9 +115,10 @@ impl fmt::Debug for Registry {
 // === impl Breaker ===
 
 impl Breaker {
-    fn new(target: &str, name: String, config: &Config) -> Self {
+    fn new(target: &str, purpose: &'static str, name: String, config: &Config) -> Self {
         Self(Arc::new(Shared {
             target: target.to_owned(),
+            purpose,
             name,
             config: config.clone(),
             guarded: Mutex::new(Guarded {
@@ -197,6 +209,11 @@ impl Permit {
     /// The upstream failed the stream.
     pub fn failure(self) {
         self.judge(Outcome::Failure);
+    }
+
+    /// A handshake has ended with this status.
+    pub fn judge_status(self, code: Code) {
+        self.judge(super::of_code(code));
     }
 
     /// What the stream's end says.

@@ -64,6 +64,111 @@ impl Writer {
             Form::Raw => return,
         }
         put_varint(buffer, self.next);
-        self.next += 1;
+        self.next = self.next.wrapping_add(1); // `first` may be anything
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Buf;
+
+    use super::*;
+    use crate::{FrameInspector, bindings::reader::DATA_MAX};
+
+    const FORMS: [Form; 3] = [Form::Runtime, Form::Component, Form::Raw];
+
+    /// One message with payload.
+    fn written(writer: &mut Writer, payload: &[u8]) -> Vec<u8> {
+        let mut buffer = BytesMut::new();
+        writer.start(payload.len() as u64, &mut buffer);
+        buffer.put_slice(payload);
+        writer.end(&mut buffer);
+        buffer.to_vec()
+    }
+
+    #[test]
+    fn payload_is_wrapped_and_numbered() {
+        let mut runtime = Writer::new(Form::Runtime, 0);
+        let mut component = Writer::new(Form::Component, 127);
+
+        // A number of zero is written, too.
+        let first = b"\0\0\0\0\x08\x12\x06\x0a\x02hi\x10\0";
+        assert_eq!(written(&mut runtime, b"hi"), first);
+        let second = b"\0\0\0\0\x06\x12\x04\x0a\0\x10\x01";
+        assert_eq!(written(&mut runtime, b""), second);
+        let first = b"\0\0\0\0\x06\x12\x02hi\x18\x7f";
+        assert_eq!(written(&mut component, b"hi"), first);
+        let second = b"\0\0\0\0\x05\x12\0\x18\x80\x01";
+        assert_eq!(written(&mut component, b""), second);
+        assert_eq!((runtime.next(), component.next()), (2, 129));
+    }
+
+    #[test]
+    fn raw_payload_stays_as_it_is() {
+        let mut writer = Writer::new(Form::Raw, 0);
+        let mut buffer = BytesMut::new();
+        writer.initial(b"initial", &mut buffer);
+
+        assert!(buffer.is_empty());
+        assert_eq!(written(&mut writer, b"hi"), b"hi");
+    }
+
+    #[test]
+    fn initial_message_takes_no_number() {
+        for form in [Form::Runtime, Form::Component] {
+            let writer = Writer::new(form, 3);
+            let mut buffer = BytesMut::new();
+            writer.initial(b"hi", &mut buffer);
+
+            assert_eq!(buffer[..], b"\0\0\0\0\x04\x0a\x02hi"[..]);
+            assert_eq!(writer.next(), 3);
+        }
+    }
+
+    #[test]
+    fn message_is_whole_only_at_its_end() {
+        for form in [Form::Runtime, Form::Component] {
+            for length in [0, 1, 127, 128, 16_383, 16_384] {
+                for number in [0, 127, 128, u64::MAX] {
+                    let mut writer = Writer::new(form, number);
+                    let mut frames = FrameInspector::new();
+                    let mut buffer = BytesMut::new();
+                    writer.start(length, &mut buffer);
+                    buffer.put_bytes(b'x', length as usize);
+                    assert_eq!(frames.count(&buffer.split()), Ok(0));
+                    assert!(!frames.is_at_boundary());
+
+                    writer.end(&mut buffer);
+                    assert_eq!(frames.count(&buffer), Ok(1));
+                    assert!(frames.is_at_boundary());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn largest_payload_fits_a_message() {
+        for (form, around) in [
+            (Form::Runtime, 1 + 5 + 1 + 5 + 11),
+            (Form::Component, 1 + 5 + 11),
+        ] {
+            let writer = Writer::new(form, u64::MAX);
+            let mut buffer = BytesMut::new();
+            writer.start(DATA_MAX, &mut buffer);
+
+            let length = u64::from((&buffer[1..]).get_u32());
+            assert_eq!(length, DATA_MAX + around);
+        }
+    }
+
+    #[test]
+    fn numbers_start_again_after_the_last_one() {
+        for form in FORMS {
+            let mut writer = Writer::new(form, u64::MAX);
+            written(&mut writer, b"x");
+
+            let next = if form == Form::Raw { u64::MAX } else { 0 };
+            assert_eq!(writer.next(), next);
+        }
     }
 }

@@ -3,8 +3,14 @@
 
 use std::time::Duration;
 
+use bytes::BytesMut;
 use proptest::{collection::vec, prelude::*, sample::Index};
 use thalweg_proto::{
+    bindings::{
+        Form,
+        reader::{Fault, Piece, Reader},
+        writer::Writer,
+    },
     deadline,
     field::{FieldError, FieldPath, FieldPaths, FieldValue, FieldWalker},
     frame::{Event, FrameError, FrameInspector, Head},
@@ -396,6 +402,224 @@ fn fields_do_not_depend_on_chunks(bytes: &[u8], places: &[Index]) {
     assert_eq!(walk(&singles), expected);
 }
 
+// === bindings ===
+
+/// A piece with its bytes, so that pieces of different chunkings can be compared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Taken {
+    Initial(Vec<u8>),
+    Start(u64),
+    Data(Vec<u8>),
+    End(u64),
+}
+
+/// The pieces of a stream, and whether it is sound.
+fn take(form: Form, chunks: &[&[u8]]) -> (Vec<Taken>, Result<(), Fault>) {
+    let mut reader = Reader::new(form);
+    let mut seen = Vec::new();
+    let mut outcome = Ok(());
+    for chunk in chunks {
+        let before = seen.len();
+        let read = reader.read(chunk, |piece| {
+            let taken = match piece {
+                Piece::Data { start, end } => {
+                    assert!(start < end);
+                    if let Some(Taken::Data(bytes)) = seen.last_mut() {
+                        bytes.extend(&chunk[start..end]);
+                        return;
+                    }
+                    Taken::Data(chunk[start..end].to_vec())
+                }
+                Piece::Initial(content) => Taken::Initial(content.to_vec()),
+                Piece::Start(length) => Taken::Start(length),
+                Piece::End(number) => Taken::End(number),
+            };
+            seen.push(taken);
+        });
+        if outcome.is_err() {
+            assert_eq!((read, seen.len()), (outcome, before), "a fault stays");
+        }
+        outcome = read;
+    }
+    assert!(outcome.is_ok() || reader.finish() == outcome);
+    (seen, outcome.and_then(|()| reader.finish()))
+}
+
+fn pieces_do_not_depend_on_chunks(form: Form, bytes: &[u8], places: &[Index]) {
+    let whole = take(form, &[bytes]);
+
+    assert_eq!(take(form, &cut(bytes, places)), whole);
+    let singles: Vec<&[u8]> = bytes.chunks(1).collect();
+    assert_eq!(take(form, &singles), whole);
+
+    // A message has as much payload as it says, and none that was not sent.
+    let mut due = None;
+    let mut taken = 0;
+    for piece in &whole.0 {
+        match piece {
+            Taken::Initial(content) => taken += content.len(),
+            Taken::Start(length) => assert_eq!(due.replace(*length), None),
+            Taken::Data(data) => {
+                taken += data.len();
+                due = due.map(|due| due - data.len() as u64);
+                assert!(due.is_some());
+            }
+            Taken::End(_) => assert_eq!(due.take(), Some(0)),
+        }
+    }
+    assert!(taken <= bytes.len());
+    assert!(due.is_none() || whole.1.is_err());
+}
+
+/// A message of a stream, apart from its form.
+#[derive(Clone, Debug)]
+struct Sent {
+    data: Vec<u8>,
+    number: u64,
+    /// The number stands before the data.
+    number_first: bool,
+    /// Fields that no one knows, before, between and after the others.
+    unknown: [Vec<u8>; 3],
+}
+
+/// An initial message now and then, and messages with payload after it.
+type Stream = (Option<Vec<u8>>, Vec<Sent>);
+
+fn stream() -> impl Strategy<Value = Stream> {
+    // Above the numbers of both forms.
+    let unknown = || {
+        vec((4..9u64, vec(any::<u8>(), 0..4)), 0..2).prop_map(|fields| {
+            let mut unknown = Vec::new();
+            for (number, content) in fields {
+                put_field(&mut unknown, number, &content);
+            }
+            unknown
+        })
+    };
+    let number = prop_oneof![Just(0), 0..300u64, any::<u64>()];
+    let data = prop_oneof![Just(vec![]), vec(any::<u8>(), 1..200)];
+    let sent = (
+        data,
+        number,
+        any::<bool>(),
+        [unknown(), unknown(), unknown()],
+    );
+    let sent = sent.prop_map(|(data, number, number_first, unknown)| Sent {
+        data,
+        number,
+        number_first,
+        unknown,
+    });
+    let initial = proptest::option::of(vec(any::<u8>(), 0..200));
+    (initial, vec(sent, 0..6))
+}
+
+fn put_field(message: &mut Vec<u8>, number: u64, content: &[u8]) {
+    put_varint(message, number << 3 | 2);
+    put_varint(message, content.len() as u64);
+    message.extend(content);
+}
+
+fn put_frame(body: &mut Vec<u8>, message: &[u8]) {
+    body.push(0);
+    body.extend((message.len() as u32).to_be_bytes());
+    body.extend(message);
+}
+
+/// The stream as some other program may encode it.
+fn encode(form: Form, (initial, messages): &Stream) -> Vec<u8> {
+    let mut body = Vec::new();
+    if let Some(content) = initial {
+        let mut message = Vec::new();
+        put_field(&mut message, 1, content);
+        put_frame(&mut body, &message);
+    }
+    for sent in messages {
+        let (data_field, number_field) = match form {
+            Form::Component => (2, 3),
+            _ => (1, 2),
+        };
+        let mut data = Vec::new();
+        // A oneof says that it holds nothing; a plain field need not be there.
+        if form == Form::Component || !sent.data.is_empty() {
+            put_field(&mut data, data_field, &sent.data);
+        }
+        let mut number = Vec::new();
+        if sent.number > 0 {
+            put_varint(&mut number, number_field << 3);
+            put_varint(&mut number, sent.number);
+        }
+        let [before, between, after] = &sent.unknown;
+        let (first, second) = match sent.number_first {
+            true => (&number, &data),
+            false => (&data, &number),
+        };
+        let mut message = [before, first, between, second, after]
+            .map(|part| &part[..])
+            .concat();
+        if form == Form::Runtime {
+            let payload = std::mem::replace(&mut message, before.clone());
+            put_field(&mut message, 2, &payload);
+            message.extend(after);
+        }
+        put_frame(&mut body, &message);
+    }
+    body
+}
+
+/// What is in the stream, with numbers as they were sent or counted from `first` on.
+fn expected((initial, messages): &Stream, first: Option<u64>) -> Vec<Taken> {
+    let mut pieces: Vec<Taken> = initial.iter().cloned().map(Taken::Initial).collect();
+    for (i, sent) in messages.iter().enumerate() {
+        pieces.push(Taken::Start(sent.data.len() as u64));
+        if !sent.data.is_empty() {
+            pieces.push(Taken::Data(sent.data.clone()));
+        }
+        let number = first.map_or(sent.number, |first| first.wrapping_add(i as u64));
+        pieces.push(Taken::End(number));
+    }
+    pieces
+}
+
+/// Wraps what is in a stream anew, and watches that no message is whole before its end.
+fn translate(from: Form, to: Form, first: u64, chunks: &[&[u8]]) -> (Vec<u8>, Result<(), Fault>) {
+    let mut reader = Reader::new(from);
+    let mut writer = Writer::new(to, first);
+    let mut frames = FrameInspector::new();
+    let mut written = Vec::new();
+    let mut outcome = Ok(());
+    for chunk in chunks {
+        outcome = reader.read(chunk, |piece| {
+            let mut buffer = BytesMut::new();
+            match &piece {
+                Piece::Initial(content) => writer.initial(content, &mut buffer),
+                Piece::Start(length) => writer.start(*length, &mut buffer),
+                Piece::Data { start, end } => buffer.extend_from_slice(&chunk[*start..*end]),
+                Piece::End(_) => writer.end(&mut buffer),
+            }
+            if to != Form::Raw {
+                let whole = frames.count(&buffer).expect("heads are sound");
+                let ended = matches!(piece, Piece::Initial(_) | Piece::End(_));
+                assert_eq!(whole, u64::from(ended), "{piece:?}");
+                assert_eq!(frames.is_at_boundary(), ended, "{piece:?}");
+            }
+            written.extend(buffer);
+        });
+        if outcome.is_err() {
+            break;
+        }
+    }
+    (written, outcome.and_then(|()| reader.finish()))
+}
+
+fn wrapped() -> impl Strategy<Value = Form> {
+    prop_oneof![Just(Form::Runtime), Just(Form::Component)]
+}
+
+fn first_number() -> impl Strategy<Value = u64> {
+    prop_oneof![Just(0), Just(1), 100..300u64, any::<u64>()]
+}
+
 // === properties ===
 
 proptest! {
@@ -433,6 +657,86 @@ proptest! {
         places in places(),
     ) {
         fields_do_not_depend_on_chunks(&bytes, &places);
+    }
+
+    #[test]
+    fn pieces_of_a_binding_stream_do_not_depend_on_chunks(
+        (form, bytes) in wrapped().prop_flat_map(|form| {
+            (Just(form), damaged(stream().prop_map(move |stream| encode(form, &stream))))
+        }),
+        places in places(),
+    ) {
+        pieces_do_not_depend_on_chunks(form, &bytes, &places);
+    }
+
+    #[test]
+    fn pieces_of_garbage_do_not_depend_on_chunks(
+        form in wrapped(),
+        messages in vec(vec(prop_oneof![0..40u8, any::<u8>()], 0..40), 0..4),
+        tail in vec(any::<u8>(), 0..8),
+        places in places(),
+    ) {
+        let mut bytes = Vec::new();
+        for message in messages {
+            put_frame(&mut bytes, &message);
+        }
+        bytes.extend(tail);
+        pieces_do_not_depend_on_chunks(form, &bytes, &places);
+    }
+
+    #[test]
+    fn payload_is_what_lies_in_the_data_fields(form in wrapped(), stream in stream(), places in places()) {
+        let bytes = encode(form, &stream);
+
+        let taken = take(form, &cut(&bytes, &places));
+
+        prop_assert_eq!(taken, (expected(&stream, None), Ok(())));
+    }
+
+    #[test]
+    fn payload_survives_a_change_of_form_and_back(
+        (form, other) in (wrapped(), wrapped()),
+        stream in stream(),
+        (first, second) in (first_number(), first_number()),
+        places in places(),
+    ) {
+        let sent = encode(form, &stream);
+
+        let (there, outcome) = translate(form, other, first, &cut(&sent, &places));
+        prop_assert_eq!(outcome, Ok(()));
+        prop_assert_eq!(take(other, &[&there]).0, expected(&stream, Some(first)));
+
+        let (back, outcome) = translate(other, form, second, &cut(&there, &places));
+        prop_assert_eq!(outcome, Ok(()));
+        prop_assert_eq!(take(form, &[&back]).0, expected(&stream, Some(second)));
+    }
+
+    #[test]
+    fn damaged_stream_never_makes_a_message_whole(
+        (form, bytes) in wrapped().prop_flat_map(|form| {
+            (Just(form), damaged(stream().prop_map(move |stream| encode(form, &stream))))
+        }),
+        other in wrapped(),
+        places in places(),
+    ) {
+        let (written, outcome) = translate(form, other, 0, &cut(&bytes, &places));
+
+        let (pieces, _) = take(form, &[&bytes]);
+        let ends = |pieces: &[Taken]| pieces.iter().filter(|piece| matches!(piece, Taken::End(_))).count();
+        let (again, read) = take(other, &[&written]);
+        prop_assert_eq!(ends(&again), ends(&pieces));
+        prop_assert!(read.is_ok() || outcome.is_err());
+    }
+
+    #[test]
+    fn plain_bytes_come_back_from_messages(bytes in vec(any::<u8>(), 0..200), form in wrapped(), places in places()) {
+        let chunks = cut(&bytes, &places);
+
+        let (wrapped, outcome) = translate(Form::Raw, form, 0, &chunks);
+        prop_assert_eq!(outcome, Ok(()));
+        let (plain, outcome) = translate(form, Form::Raw, 0, &cut(&wrapped, &places));
+
+        prop_assert_eq!((plain, outcome), (bytes, Ok(())));
     }
 
     #[test]

@@ -458,7 +458,7 @@ async fn metrics_are_those_of_the_manual() {
     let mut named = Vec::new();
     for line in MANUAL
         .lines()
-        .filter(|line| line.starts_with("| `thalweg_"))
+        .filter(|line| line.starts_with("| `thalweg_") || line.starts_with("| `dapr_"))
     {
         named.push(line.split('`').nth(1).unwrap().to_owned());
     }
@@ -467,7 +467,8 @@ async fn metrics_are_those_of_the_manual() {
         assert!(!family.help.is_empty(), "{name} has no help");
         printed.push(match family.kind.as_str() {
             "counter" => format!("{name}_total"),
-            "gauge" | "histogram" => name.clone(),
+            // Dapr's own counters have no such suffix, and OpenMetrics knows no counter without it.
+            "gauge" | "histogram" | "unknown" => name.clone(),
             other => panic!("{name} is a {other}"),
         });
     }

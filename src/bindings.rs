@@ -1,0 +1,370 @@
+//! Bindings: named targets that a client invokes with a stream, and that answer with one.
+//!
+//! **Why.** A client knows a binding by its name and speaks one protocol to all of them. What stands behind a name may be a
+//! component in another process, another runtime, a web service, or part of the proxy.
+//!
+//! **How.**
+//! 1. [`api`] recognises the calls that clients make: streaming or unary, over gRPC or over plain HTTP. It reads the [`Invocation`]
+//!    from the first message or from the request's head, and turns whatever came into one form: the messages of
+//!    `InvokeBindingAlpha1`.
+//! 2. [`Bindings`] looks up the name and sends the stream through the filters of that binding.
+//! 3. [`handshake`] opens a stream to the target, under the binding's timeout, retries and breaker.
+//! 4. A target is one file: [`echo`], [`component`], [`dapr`], [`http`]. It takes and returns that one form, and [`translate`]
+//!    turns it into what the far side speaks, while it passes. [`buffered`] is for far sides that cannot stream.
+//! 5. The answer goes back the same way.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, HashMap},
+    rc::Rc,
+    sync::Arc,
+};
+
+use ::http::{
+    HeaderMap, HeaderName, HeaderValue, Request, Response, Version, header, request::Parts,
+};
+use thalweg_filters::{
+    Body, Error, Side, StreamContext,
+    chain::{Chain, ChainFuture, Surroundings},
+    metrics::Operation,
+    stream::Protocol,
+};
+use thalweg_proto::{bindings::Form, status::Code};
+use tower::{Service, service_fn};
+
+use crate::{
+    config::{self, BindingTarget},
+    telemetry::Telemetry,
+    upstream::Cluster,
+};
+
+mod api;
+mod buffered;
+mod component;
+mod dapr;
+mod echo;
+mod handshake;
+mod http;
+mod replay;
+mod translate;
+
+pub(crate) use api::{Api, Call};
+use api::{STREAM, first_message};
+use buffered::Buffer;
+pub(crate) use component::Components;
+use component::control::Streams;
+use handshake::Handshake;
+use translate::{Plan, Sender, Translate};
+
+/// What a client wants of a binding. It travels in the extensions of the request.
+#[derive(Clone, Debug)]
+pub(crate) struct Invocation {
+    pub(crate) name: String,
+    pub(crate) operation: Arc<str>,
+    pub(crate) metadata: BTreeMap<String, String>,
+    /// It came as one message and is answered with one.
+    pub(crate) unary: bool,
+}
+
+/// One worker's bindings.
+pub(crate) struct Bindings {
+    configured: HashMap<String, Rc<Binding>>,
+    /// Those that were found by their sockets, built when they are first wanted.
+    found: RefCell<HashMap<String, Rc<Binding>>>,
+    components: Arc<Components>,
+    builder: Builder,
+}
+
+/// A binding, as one worker has built it.
+struct Binding {
+    /// What it was built from.
+    config: Arc<config::Binding>,
+    chain: RefCell<Chain>,
+}
+
+/// What bindings are built with.
+struct Builder {
+    telemetry: Arc<Telemetry>,
+    /// The clusters of the configuration, which bindings share with the routes.
+    clusters: Vec<Rc<Cluster>>,
+}
+
+/// Where the streams of a binding end.
+enum Target {
+    Echo,
+    Component(component::Component),
+    Dapr(dapr::Dapr),
+    Http(http::Http),
+}
+
+// === impl Bindings ===
+
+impl Bindings {
+    pub(crate) fn new(
+        config: &config::Config,
+        telemetry: &Arc<Telemetry>,
+        clusters: &[Rc<Cluster>],
+        components: Arc<Components>,
+    ) -> Self {
+        let builder = Builder {
+            telemetry: Arc::clone(telemetry),
+            clusters: clusters.to_vec(),
+        };
+        let configured = (config.bindings.iter())
+            .map(|binding| {
+                let built = builder.build(binding, &components);
+                (binding.name.clone(), Rc::new(built))
+            })
+            .collect();
+        Self {
+            configured,
+            found: RefCell::default(),
+            components,
+            builder,
+        }
+    }
+
+    /// Whether there is any; without one, calls of bindings follow the routes.
+    pub(crate) fn serve(&self) -> bool {
+        self.components.may_appear() || !self.configured.is_empty()
+    }
+
+    /// Sends a stream in the one form to the binding that it names.
+    fn invoke(
+        &self,
+        invocation: Invocation,
+        mut request: Request<Body>,
+    ) -> Result<ChainFuture, Error> {
+        if invocation.name.is_empty() {
+            return Err(bad_request("binding name is required"));
+        }
+        if invocation.operation.is_empty() {
+            return Err(bad_request("operation is required"));
+        }
+        let binding = self.find(&invocation.name)?;
+        let extensions = request.extensions_mut();
+        extensions.insert(Operation(Arc::clone(&invocation.operation)));
+        extensions.insert(Arc::new(invocation));
+        Ok(binding.chain.borrow_mut().call(request))
+    }
+
+    /// Sends plain bytes to a binding, in the one form.
+    fn invoke_raw(
+        &self,
+        invocation: Invocation,
+        parts: &Parts,
+        body: Body,
+    ) -> Result<ChainFuture, Error> {
+        let plan = Plan {
+            from: Form::Raw,
+            to: Form::Runtime,
+            sender: Sender::Client,
+        };
+        let first = first_message(&invocation);
+        let body = Translate::new(body, plan, 0, Some(first)).without_initial();
+        let mut request = grpc_request(STREAM, parts, body.into_body());
+        let extensions = request.extensions_mut();
+        if let Some(stream) = extensions.remove::<StreamContext>() {
+            extensions.insert(stream.speaking(Protocol::Grpc));
+        }
+        self.invoke(invocation, request)
+    }
+
+    /// The largest of all buffers, for a call that has not named its binding yet.
+    fn largest_buffer(&self) -> usize {
+        let buffers = self
+            .configured
+            .values()
+            .map(|binding| binding.config.buffer_max_bytes);
+        buffers
+            .max()
+            .unwrap_or(0)
+            .max(config::Binding::BUFFER_MAX_BYTES)
+    }
+
+    /// The most that a unary call of this binding may carry each way.
+    fn buffer_max(&self, name: &str) -> Result<usize, Error> {
+        Ok(self.find(name)?.config.buffer_max_bytes)
+    }
+
+    fn find(&self, name: &str) -> Result<Rc<Binding>, Error> {
+        if let Some(known) = self.configured.get(name) {
+            return Ok(Rc::clone(known));
+        }
+        let mut found = self.found.borrow_mut();
+        let Some(config) = self.components.found(name) else {
+            found.remove(name);
+            return Err(Error::new(
+                Code::NotFound,
+                "no_binding",
+                Side::Client,
+                format!("couldn't find output binding {name}"),
+            ));
+        };
+        if let Some(known) = found.get(name)
+            && Arc::ptr_eq(&known.config, &config)
+        {
+            return Ok(Rc::clone(known));
+        }
+        let built = Rc::new(self.builder.build(&config, &self.components));
+        found.insert(name.to_owned(), Rc::clone(&built));
+        Ok(built)
+    }
+}
+
+impl Builder {
+    fn build(&self, config: &Arc<config::Binding>, components: &Arc<Components>) -> Binding {
+        let process = &self.telemetry.process;
+        let own_cluster = |cluster: &Arc<config::Cluster>| {
+            Rc::new(Cluster::new(cluster, process.cluster(&cluster.name)))
+        };
+        let label: Arc<str> = format!("binding {}", config.name).into();
+        let buffer = Buffer {
+            label: Arc::clone(&label),
+            most: config.buffer_max_bytes,
+            stats: process.binding(&config.name),
+        };
+        let target = match &config.target {
+            BindingTarget::Echo => Target::Echo,
+            BindingTarget::Component(component) => Target::Component(component::Component::new(
+                config,
+                component,
+                own_cluster(&component.cluster),
+                components.handle(&config.name),
+                buffer,
+            )),
+            BindingTarget::Dapr { cluster } => {
+                let shared = self
+                    .clusters
+                    .iter()
+                    .find(|known| *known.name == *cluster.name);
+                let shared = shared.expect("the configuration resolved the names of clusters");
+                Target::Dapr(dapr::Dapr::new(config, Rc::clone(shared), buffer))
+            }
+            BindingTarget::Http(target) => Target::Http(http::Http::new(
+                config,
+                target,
+                own_cluster(&target.cluster),
+            )),
+        };
+        let route = format!("binding/{}", config.name);
+        let surroundings = Surroundings {
+            route: &route,
+            target: &label,
+            binding: Some(&config.name),
+            metrics: &self.telemetry.streams,
+            breakers: &self.telemetry.breakers,
+        };
+        let handshake = Rc::new(Handshake::new(config, target, &self.telemetry));
+        let end = service_fn(move |request| Handshake::call(Rc::clone(&handshake), request));
+        Binding {
+            chain: RefCell::new(Chain::build(&config.filters, surroundings, end)),
+            config: Arc::clone(config),
+        }
+    }
+}
+
+// === what the files below share ===
+
+/// Headers that tell to which trace a stream belongs.
+const TRACE: [&str; 3] = ["traceparent", "tracestate", "baggage"];
+
+fn bad_request(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(Code::InvalidArgument, "bad_request", Side::Client, message)
+}
+
+/// A response in the one form, to be followed by messages.
+fn response(body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    let grpc = HeaderValue::from_static("application/grpc");
+    response.headers_mut().insert(header::CONTENT_TYPE, grpc);
+    response
+}
+
+/// A request of a gRPC method of an upstream, with those headers of the client's that concern its trace.
+fn grpc_request(path: &'static str, from: &Parts, body: Body) -> Request<Body> {
+    let mut request = Request::new(body);
+    *request.method_mut() = ::http::Method::POST;
+    *request.version_mut() = Version::HTTP_2;
+    *request.uri_mut() = ::http::Uri::from_static(path);
+    *request.extensions_mut() = from.extensions.clone();
+    let headers = request.headers_mut();
+    let grpc = HeaderValue::from_static("application/grpc");
+    headers.insert(header::CONTENT_TYPE, grpc);
+    headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    for name in TRACE {
+        if let Some(value) = from.headers.get(name) {
+            headers.insert(name, value.clone());
+        }
+    }
+    request
+}
+
+/// The failure that an upstream has put into headers or trailers; `None` for success. A stream without a status has none to show.
+fn failure(label: &str, headers: &HeaderMap) -> Option<Error> {
+    let code = thalweg_filters::ending::grpc_status(headers)?;
+    if code == Code::Ok {
+        return None;
+    }
+    let message = headers.get("grpc-message").map_or_else(
+        || code.name().to_owned(),
+        |message| thalweg_proto::status::decode_message(message.as_bytes()).into_owned(),
+    );
+    let message = format!("error invoking output {label}: {message}");
+    Some(Error::new(
+        code,
+        "invoke_output_binding",
+        Side::Upstream,
+        message,
+    ))
+}
+
+/// The trailers of a stream that went well.
+fn ok_status() -> HeaderMap {
+    let ok = HeaderValue::from_static(Code::Ok.as_str());
+    HeaderMap::from_iter([(HeaderName::from_static("grpc-status"), ok)])
+}
+
+/// A gRPC stream that ends without a status was cut.
+fn no_status(label: &str) -> Error {
+    Error::new(
+        Code::Internal,
+        "upstream_no_status",
+        Side::Upstream,
+        format!("{label}: the answer ended without a status"),
+    )
+}
+
+// === impl Target ===
+
+impl Target {
+    async fn open(
+        &self,
+        invocation: &Invocation,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, Error> {
+        match self {
+            Self::Echo => Ok(echo::open(invocation, request)),
+            Self::Component(component) => component.open(invocation, request).await,
+            Self::Dapr(dapr) => dapr.open(invocation, request).await,
+            Self::Http(http) => http.open(invocation, request).await,
+        }
+    }
+
+    /// Whether a stream might find that the target knows no streams.
+    fn is_unproven(&self) -> bool {
+        match self {
+            Self::Component(component) => component.is_unproven(),
+            Self::Dapr(dapr) => dapr.is_unproven(),
+            Self::Echo | Self::Http(_) => false,
+        }
+    }
+
+    fn learn(&self, streams: Streams) {
+        match self {
+            Self::Component(component) => component.learn(streams),
+            Self::Dapr(dapr) => dapr.learn(streams),
+            Self::Echo | Self::Http(_) => {}
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! Calls over plain HTTP.
+//!
+//! | what | from |
+//! |---|---|
+//! | operation | the header `dapr-operation`, or `operation` in the query |
+//! | metadata in | headers `metadata-KEY` and `x-dapr-metadata-KEY`, whose names have no case, and `metadata.KEY` in the query, which keeps its case and wins |
+//! | metadata out | headers `metadata.KEY` and `x-dapr-metadata-KEY` |
+//! | content type | the component's, or `application/octet-stream` |
+//!
+//! The head of the answer is sent with the first message of the binding; a failure before it is a status, and one after it a visible
+//! break.
+
+use std::{collections::BTreeMap, rc::Rc, sync::Arc};
+
+use ::http::{
+    HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header, request::Parts,
+};
+use bytes::{BufMut, Bytes, BytesMut};
+use percent_encoding::percent_decode_str;
+use serde::Deserialize;
+use thalweg_filters::{Body, Error, Side, ending::grpc_status};
+use thalweg_proto::{
+    bindings::{Form, InitialResponse, Message},
+    status::Code,
+};
+
+use super::{
+    super::{
+        Bindings, Invocation, bad_request, buffered, failure,
+        translate::{Plan, Sender, Translate},
+    },
+    Call,
+};
+
+const OPERATION: &str = "dapr-operation";
+const METADATA_IN: [&str; 2] = ["metadata-", "x-dapr-metadata-"];
+const METADATA_OUT: [&str; 2] = ["metadata.", "x-dapr-metadata-"];
+
+/// The body of a unary call.
+#[derive(Deserialize)]
+struct Json {
+    #[serde(default)]
+    data: Option<serde_json::Value>,
+    #[serde(default)]
+    metadata: BTreeMap<String, String>,
+    #[serde(default)]
+    operation: String,
+}
+
+/// The call that a path is, if it is one.
+pub(super) fn call(path: &str) -> Option<Call> {
+    let name = |text: &str| {
+        let name = percent_decode_str(text).decode_utf8().ok()?;
+        (!name.is_empty() && !text.contains('/')).then(|| name.into_owned())
+    };
+    if let Some(rest) = path.strip_prefix("/v1.0-alpha1/bindings/") {
+        let name = name(rest.strip_suffix("/stream")?)?;
+        return Some(Call::HttpStream { name });
+    }
+    let name = name(path.strip_prefix("/v1.0/bindings/")?)?;
+    Some(Call::HttpUnary { name })
+}
+
+/// A streaming call.
+pub(super) async fn stream(
+    bindings: Rc<Bindings>,
+    name: String,
+    request: Request<Body>,
+) -> Result<Response<Body>, Error> {
+    let (parts, body) = request.into_parts();
+    let label = format!("binding {name}");
+    let invocation = invocation(name, &parts)?;
+    let answer = bindings.invoke_raw(invocation, &parts, body)?.await?;
+    let Answer { initial, payload } = Answer::read(answer, &label).await?;
+    let mut response = Response::new(payload.into_body());
+    *response.headers_mut() = headers(&initial, "application/octet-stream");
+    Ok(response)
+}
+
+/// A unary call: JSON there, and whatever the binding answers back, each kept whole.
+pub(super) async fn unary(
+    bindings: Rc<Bindings>,
+    name: String,
+    request: Request<Body>,
+) -> Result<Response<Body>, Error> {
+    let most = bindings.buffer_max(&name)?;
+    let label = format!("binding {name}");
+    let (parts, mut body) = request.into_parts();
+    let mut whole = BytesMut::new();
+    while let Some(chunk) = buffered::next(&mut body).await? {
+        if whole.len() + chunk.len() > most {
+            let error = buffered::too_large(&label, "request", most, Side::Client);
+            return Err(error.with_http_status(413));
+        }
+        whole.put(chunk);
+    }
+    let json: Json = serde_json::from_slice(&whole).map_err(|error| {
+        let message = format!("failed deserializing HTTP body: {error}");
+        Error::new(
+            Code::InvalidArgument,
+            "malformed_request",
+            Side::Client,
+            message,
+        )
+    })?;
+    let data = json
+        .data
+        .map_or_else(Bytes::new, |data| data.to_string().into());
+    let invocation = Invocation {
+        name,
+        operation: json.operation.into(),
+        metadata: json.metadata,
+        unary: true,
+    };
+    let answer = bindings
+        .invoke_raw(invocation, &parts, Body::full(data))?
+        .await?;
+    let mut answer = Answer::read(answer, &label).await?;
+    let data = answer.collect(most, &label).await?;
+    let mut response = Response::new(Body::empty());
+    *response.headers_mut() = headers(&answer.initial, "application/json");
+    if data.is_empty() {
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        response.headers_mut().remove(header::CONTENT_TYPE);
+        return Ok(response);
+    }
+    Ok(response.map(|_| Body::full(data)))
+}
+
+/// The answer of a binding, with its first message read.
+pub(super) struct Answer {
+    pub(super) initial: InitialResponse,
+    payload: Translate,
+}
+
+// === impl Answer ===
+
+impl Answer {
+    pub(super) async fn read(response: Response<Body>, label: &str) -> Result<Self, Error> {
+        let (parts, body) = response.into_parts();
+        if let Some(error) = failure(label, &parts.headers) {
+            return Err(error);
+        }
+        let whole = grpc_status(&parts.headers).is_some();
+        let plan = Plan {
+            // A status in the head says that there are no messages.
+            from: if whole { Form::Raw } else { Form::Runtime },
+            to: Form::Raw,
+            sender: if whole {
+                Sender::Client
+            } else {
+                Sender::Upstream(Arc::from(label))
+            },
+        };
+        let mut payload = Translate::new(body, plan, 0, None).without_initial();
+        let initial = std::future::poll_fn(|cx| payload.poll_initial(cx)).await?;
+        let initial = InitialResponse::decode(initial.unwrap_or_default()).map_err(|error| {
+            let message = format!("{label}: initial_response cannot be read: {error}");
+            Error::new(Code::Internal, "malformed_message", Side::Upstream, message)
+        })?;
+        Ok(Self { initial, payload })
+    }
+
+    /// All of the payload.
+    pub(super) async fn collect(&mut self, most: usize, label: &str) -> Result<Bytes, Error> {
+        let mut whole = BytesMut::new();
+        while let Some(chunk) = self.payload.next().await? {
+            if whole.len() + chunk.len() > most {
+                return Err(buffered::too_large(label, "answer", most, Side::Upstream));
+            }
+            whole.put(chunk);
+        }
+        Ok(whole.freeze())
+    }
+}
+
+fn invocation(name: String, parts: &Parts) -> Result<Invocation, Error> {
+    let mut operation = None;
+    let mut metadata = BTreeMap::new();
+    for (name, value) in &parts.headers {
+        let text = || {
+            let text = std::str::from_utf8(value.as_bytes());
+            text.map_err(|_| bad_request(format!("header {name} is not UTF-8")))
+        };
+        if name == OPERATION {
+            operation = Some(text()?.to_owned());
+        } else if let Some(key) = METADATA_IN.iter().find_map(|prefix| name.as_str().strip_prefix(prefix))
+            && !key.is_empty()
+            // The first of several headers counts, as with Dapr.
+            && !metadata.contains_key(key)
+        {
+            metadata.insert(key.to_owned(), text()?.to_owned());
+        }
+    }
+    let query = parts.uri.query().unwrap_or_default();
+    for (key, value) in form_urlencoded::parse(query.as_bytes()) {
+        if key == "operation" {
+            operation.get_or_insert_with(|| value.into_owned());
+        } else if let Some(key) = key.strip_prefix("metadata.").filter(|key| !key.is_empty()) {
+            metadata.retain(|known: &String, _| !known.eq_ignore_ascii_case(key));
+            metadata.insert(key.to_owned(), value.into_owned());
+        }
+    }
+    match operation.filter(|operation| !operation.is_empty()) {
+        Some(operation) => Ok(Invocation {
+            name,
+            operation: operation.into(),
+            metadata,
+            unary: false,
+        }),
+        None => Err(bad_request(
+            "operation is required: write ?operation=NAME, or the header dapr-operation",
+        )),
+    }
+}
+
+fn headers(initial: &InitialResponse, content_type: &'static str) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    let own = HeaderValue::try_from(&initial.content_type)
+        .ok()
+        .filter(|own| !own.is_empty());
+    let content_type = own.unwrap_or_else(|| HeaderValue::from_static(content_type));
+    headers.insert(header::CONTENT_TYPE, content_type);
+    for (key, value) in &initial.metadata {
+        // What a header cannot carry is left out: a name with a blank, a value with a line break.
+        let Ok(value) = HeaderValue::try_from(value) else {
+            continue;
+        };
+        for prefix in METADATA_OUT {
+            if let Ok(name) = HeaderName::try_from(format!("{prefix}{key}")) {
+                headers.insert(name, value.clone());
+            }
+        }
+    }
+    headers
+}

@@ -1,0 +1,364 @@
+//! A stream of binding messages in another form, as it passes.
+//!
+//! **Why.** Clients, components and plain HTTP wrap the same payload in different ways, and number it differently.
+//!
+//! **How.** A [`Reader`] finds the payload, a [`Writer`] writes what stands around it on the other side. Large payload goes over as
+//! it lies, in slices of the chunk that it came in; small payload is copied next to its wrapping, so that a chunk with a
+//! thousand small messages becomes one chunk and not three thousand. What comes of a chunk is handed on before the next one is
+//! read, so nothing is held that was not in it.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
+use http_body::{Body as _, Frame, SizeHint};
+use thalweg_filters::{Body, Chunk, Error, Side, body::Credit, ending::grpc_status};
+use thalweg_proto::{
+    bindings::{
+        Form,
+        reader::{Fault, Piece, Reader},
+        writer::Writer,
+    },
+    status::Code,
+};
+
+use super::{failure, no_status, ok_status};
+
+/// Payload up to this size is copied; larger is cheaper to hand on as it is.
+const SMALL: usize = 1024;
+
+/// The most payload that plain bytes are cut into for one message.
+const RAW_MESSAGE_MAX: usize = 64 * 1024;
+
+/// A body in another form; see the [module docs](self).
+pub(super) struct Translate {
+    inner: Body,
+    reader: Reader,
+    writer: Writer,
+    plan: Plan,
+    out: Out,
+    /// What came after the last chunk, until all of that is handed on.
+    end: Option<Option<HeaderMap>>,
+    initial: Initial,
+}
+
+/// Who sends what is translated, and how.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub(super) from: Form,
+    pub(super) to: Form,
+    pub(super) sender: Sender,
+}
+
+/// Who sends; a fault in the stream is its own.
+#[derive(Clone, Debug)]
+pub(super) enum Sender {
+    Client,
+    /// The upstream of the binding with this label.
+    Upstream(Arc<str>),
+}
+
+/// What becomes of an initial message.
+#[derive(Debug)]
+enum Initial {
+    /// It is written on the other side; payload that comes without one gets an empty one.
+    Pass { passed: bool },
+    /// It has been read by somebody else, or is asked for by [`Translate::poll_initial`].
+    Take(Option<Bytes>),
+}
+
+/// What has been written and not yet handed on.
+#[derive(Default)]
+struct Out {
+    chunks: VecDeque<Chunk>,
+    small: BytesMut,
+}
+
+// === impl Translate ===
+
+impl Translate {
+    /// Translates `inner`, whose initial messages go over as well. `prelude` is sent before all else.
+    pub(super) fn new(inner: Body, plan: Plan, first: u64, prelude: Option<Bytes>) -> Self {
+        let mut out = Out::default();
+        out.chunks.extend(prelude.map(Chunk::from));
+        Self {
+            inner,
+            reader: Reader::new(plan.from),
+            writer: Writer::new(plan.to, first),
+            plan,
+            out,
+            end: None,
+            initial: Initial::Pass { passed: false },
+        }
+    }
+
+    /// Keeps initial messages from going over.
+    pub(super) fn without_initial(mut self) -> Self {
+        self.initial = Initial::Take(None);
+        self
+    }
+
+    pub(super) fn into_body(self) -> Body {
+        Body::new(self)
+    }
+
+    /// The content of the initial message, or `None` if the stream begins with payload or has nothing at all; ready as soon as that
+    /// is known. Only for a stream whose initial message is kept from going over.
+    pub(super) fn poll_initial(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Bytes>, Error>> {
+        loop {
+            if let Initial::Take(initial @ Some(_)) = &mut self.initial {
+                return Poll::Ready(Ok(initial.take()));
+            }
+            if self.reader.has_begun() || self.end.is_some() {
+                return Poll::Ready(Ok(None));
+            }
+            ready!(self.poll_read(cx))?;
+        }
+    }
+
+    /// The next chunk of a body without trailers.
+    pub(super) async fn next(&mut self) -> Result<Option<Chunk>, Error> {
+        loop {
+            match std::future::poll_fn(|cx| Pin::new(&mut *self).poll_frame(cx)).await {
+                None => return Ok(None),
+                Some(frame) => {
+                    if let Ok(chunk) = frame?.into_data() {
+                        return Ok(Some(chunk));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads and translates the next chunk, or learns of the end.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        match ready!(Pin::new(&mut self.inner).poll_frame(cx)) {
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(chunk) => self.take(chunk).map_err(|fault| self.plan.error(fault))?,
+                Err(frame) => self.finish(frame.into_trailers().ok())?,
+            },
+            Some(Err(error)) => return Poll::Ready(Err(error)),
+            None => self.finish(None)?,
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn take(&mut self, chunk: Chunk) -> Result<(), Fault> {
+        let (bytes, credit) = chunk.into_parts();
+        let mut rest = bytes.clone();
+        if self.plan.from == Form::Raw {
+            // A message a piece: peers bound the size of messages.
+            while rest.len() > RAW_MESSAGE_MAX {
+                self.translate(&rest.split_to(RAW_MESSAGE_MAX))?;
+            }
+        }
+        self.translate(&rest)?;
+        drop(bytes);
+        self.out.seal(credit);
+        Ok(())
+    }
+
+    fn translate(&mut self, bytes: &Bytes) -> Result<(), Fault> {
+        let Self {
+            reader,
+            writer,
+            out,
+            initial,
+            plan,
+            ..
+        } = self;
+        let mut misnumbered = None;
+        reader.read(bytes, |piece| match piece {
+            Piece::Initial(content) => match initial {
+                Initial::Pass { passed } => {
+                    writer.initial(&content, &mut out.small);
+                    *passed = true;
+                }
+                Initial::Take(kept) => *kept = Some(content),
+            },
+            Piece::Start(length) => {
+                if let Initial::Pass {
+                    passed: passed @ false,
+                } = initial
+                {
+                    writer.initial(&[], &mut out.small);
+                    *passed = true;
+                }
+                writer.start(length, &mut out.small);
+            }
+            Piece::Data { start, end } => out.payload(bytes, start, end),
+            Piece::End(number) => {
+                if plan.from == Form::Component && number != writer.next() {
+                    misnumbered.get_or_insert_with(|| (writer.next(), number));
+                }
+                writer.end(&mut out.small);
+            }
+        })?;
+        match misnumbered {
+            Some((expected, got)) => Err(Fault::Sequence { expected, got }),
+            None => Ok(()),
+        }
+    }
+
+    fn finish(&mut self, trailers: Option<HeaderMap>) -> Result<(), Error> {
+        let failed = trailers
+            .as_ref()
+            .and_then(grpc_status)
+            .is_some_and(|code| code != Code::Ok);
+        // Who says himself that he has failed need not end well.
+        if !failed {
+            self.reader
+                .finish()
+                .map_err(|fault| self.plan.error(fault))?;
+            if let Initial::Pass {
+                passed: passed @ false,
+            } = &mut self.initial
+            {
+                self.writer.initial(&[], &mut self.out.small);
+                *passed = true;
+                self.out.flush();
+            }
+        }
+        self.end = Some(self.plan.end(trailers)?);
+        Ok(())
+    }
+}
+
+impl http_body::Body for Translate {
+    type Data = Chunk;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Chunk>, Error>>> {
+        let this = &mut *self;
+        loop {
+            if let Some(chunk) = this.out.chunks.pop_front() {
+                return Poll::Ready(Some(Ok(Frame::data(chunk))));
+            }
+            match &mut this.end {
+                Some(trailers) => {
+                    return Poll::Ready(
+                        trailers
+                            .take()
+                            .map(|trailers| Ok(Frame::trailers(trailers))),
+                    );
+                }
+                None => {
+                    if let Err(error) = ready!(this.poll_read(cx)) {
+                        return Poll::Ready(Some(Err(error)));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whoever forwards a request takes this for its end without asking for more; so it holds only when nothing is left to be
+    /// judged or written.
+    fn is_end_stream(&self) -> bool {
+        self.out.chunks.is_empty()
+            && match (&self.end, &self.plan.sender) {
+                (Some(trailers), _) => trailers.is_none(),
+                (None, Sender::Client) => {
+                    self.inner.is_end_stream() && self.reader.finish().is_ok()
+                }
+                (None, Sender::Upstream(_)) => false,
+            }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::default()
+    }
+}
+
+impl fmt::Debug for Translate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Translate")
+            .field("plan", &self.plan)
+            .finish_non_exhaustive()
+    }
+}
+
+// === impl Out ===
+
+impl Out {
+    fn payload(&mut self, bytes: &Bytes, start: usize, end: usize) {
+        if end - start <= SMALL {
+            self.small.extend_from_slice(&bytes[start..end]);
+            return;
+        }
+        self.flush();
+        self.chunks.push_back(Chunk::from(bytes.slice(start..end)));
+    }
+
+    fn flush(&mut self) {
+        if !self.small.is_empty() {
+            self.chunks
+                .push_back(Chunk::from(self.small.split().freeze()));
+        }
+    }
+
+    /// Closes what came of a chunk. Its credit goes with the last part, so it returns when all has been handed on.
+    fn seal(&mut self, credit: Credit) {
+        self.flush();
+        if let Some(last) = self.chunks.pop_back() {
+            let (bytes, _) = last.into_parts();
+            self.chunks.push_back(Chunk::from_parts(bytes, credit));
+        }
+    }
+}
+
+// === impl Plan ===
+
+impl Plan {
+    /// What ends the stream on the other side. A status has its place in gRPC alone.
+    fn end(&self, trailers: Option<HeaderMap>) -> Result<Option<HeaderMap>, Error> {
+        let Sender::Upstream(label) = &self.sender else {
+            return Ok(None);
+        };
+        match (self.from, self.to) {
+            (Form::Raw, _) => Ok(Some(ok_status())),
+            (_, Form::Raw) => {
+                let trailers = trailers.ok_or_else(|| no_status(label))?;
+                match failure(label, &trailers) {
+                    Some(error) => Err(error),
+                    None => Ok(None),
+                }
+            }
+            _ => Ok(trailers),
+        }
+    }
+
+    fn error(&self, fault: Fault) -> Error {
+        let reason = match fault {
+            Fault::Sequence { .. } => "bad_sequence",
+            Fault::Compressed => "compressed_message",
+            _ => "malformed_message",
+        };
+        match &self.sender {
+            Sender::Client => {
+                let code = match fault {
+                    Fault::Compressed => Code::Unimplemented,
+                    _ => Code::InvalidArgument,
+                };
+                Error::new(code, reason, Side::Client, fault.to_string())
+            }
+            Sender::Upstream(label) => Error::new(
+                Code::Internal,
+                reason,
+                Side::Upstream,
+                format!("{label}: {fault}"),
+            ),
+        }
+    }
+}
