@@ -163,6 +163,7 @@ impl Bindings {
         let first = first_message(&invocation);
         let body = Translate::new(body, plan, 0, Some(first)).without_initial();
         let mut request = grpc_request(STREAM, parts, body.into_body());
+        pass_token(&parts.headers, request.headers_mut());
         let extensions = request.extensions_mut();
         if let Some(stream) = extensions.remove::<StreamContext>() {
             extensions.insert(stream.speaking(Protocol::Grpc));
@@ -298,6 +299,15 @@ fn grpc_request(path: &'static str, from: &Parts, body: Body) -> Request<Body> {
         }
     }
     request
+}
+
+/// What a client proves itself with to another runtime; no business of a component.
+fn pass_token(from: &HeaderMap, to: &mut HeaderMap) {
+    const TOKEN: HeaderName = HeaderName::from_static("dapr-api-token");
+
+    if let Some(token) = from.get(&TOKEN) {
+        to.insert(TOKEN, token.clone());
+    }
 }
 
 /// The failure that an upstream has put into headers or trailers; `None` for success. A stream without a status has none to show.

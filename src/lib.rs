@@ -18,6 +18,7 @@
 //! | | files |
 //! |---|---|
 //! | the way of a stream | `listener` → `worker` → `transport` → `serve` → `respond` → `router` → filters → `forward` → `upstream` |
+//! | the way through a binding | `router`'s place is taken by `bindings`: the call is recognised, its first message read, its binding found; then filters → handshake → a target, one file each |
 //! | what moves its bytes | `receive` (from HTTP/2 into a body), `pump` (from a body into HTTP/2), `stage` (what waits in between), `eager` (for sinks that read when they please), `stall` (who takes nothing) |
 //! | around it | `config` (the file), `app` (start and end), `admin`, `telemetry`, `cli` |
 //!
@@ -31,7 +32,9 @@
 //!    stream becomes one task, which owns all that the stream holds on both sides.
 //! 5. `respond` is the outermost layer: it turns every error into a gRPC status, or into an HTTP status with a JSON error.
 //!    Nothing else writes a status.
-//! 6. `router` finds the route: the first in the file whose every condition holds. A route may send the stream on, after
+//! 6. `router` finds the route: the first in the file whose every condition holds. Calls of bindings are recognised before it, and
+//!    take the way that `bindings` tells: whatever the client speaks becomes one form, which the binding's target translates for
+//!    its far side as it passes. A route may send the stream on, after
 //!    its filters, to the routes below it, which match again.
 //! 7. The filters of the route follow, in the file's order, inside the deadline that `grpc-timeout` sets. They may answer, or
 //!    wrap either body. None reads ahead.
@@ -52,6 +55,11 @@
 //!   and a connection on which an upload has stalled takes no new streams (`pool.avoid_stalled`).
 //! - A backend's reset reaches a gRPC client as the status that gRPC gives to its code, with a message that names the
 //!   cluster, and not as a bare reset. Plain HTTP gets the reset. `docs/status.md` has the tables.
+//! - The first message of a binding's call is read before the binding's filters, since it says which they are. `initial_message` in
+//!   the top-level list sets how long that may take; breaker, metrics and sequence belong to the binding.
+//! - The small messages of bindings are structs with annotations and not generated code: there are a dozen, and a test holds
+//!   them against `proto/schema`.
+//! - A message is judged by `sequence` while the chunk with its last byte is in hand, so that nothing has to be withheld.
 
 mod admin;
 pub mod app;

@@ -11,7 +11,7 @@ use thalweg_proto::bindings::{
     InitialResponse, InvokeBindingRequest, InvokeBindingResponse, framed,
 };
 
-use super::{Invocation, buffered::Buffer, component::control::Streams, grpc_request};
+use super::{Invocation, buffered::Buffer, component::control::Streams, grpc_request, pass_token};
 use crate::{config, forward, upstream::Cluster};
 
 const INVOKE_BINDING: &str = "/dapr.proto.runtime.v1.Dapr/InvokeBinding";
@@ -73,7 +73,8 @@ impl Dapr {
             metadata: invocation.metadata.clone(),
             operation: invocation.operation.to_string(),
         });
-        let request = grpc_request(INVOKE_BINDING, &parts, Body::full(message));
+        let mut request = grpc_request(INVOKE_BINDING, &parts, Body::full(message));
+        pass_token(&parts.headers, request.headers_mut());
         let into = |answer: InvokeBindingResponse| {
             let initial = InitialResponse {
                 metadata: answer.metadata,

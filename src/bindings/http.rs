@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
 use ::http::{
     HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header,
 };
+use percent_encoding::percent_decode_str;
 use thalweg_filters::{Body, Error, Side, StreamContext, stream::Protocol};
 use thalweg_proto::{
     bindings::{Form, InitialResponse, framed_initial},
@@ -167,7 +168,9 @@ impl Http {
         };
         let base = self.settings.path_and_query.path().trim_end_matches('/');
         let path = more.trim_start_matches('/');
-        let climbs = path.split(['/', '?']).any(|part| part == "..");
+        let climbs = path
+            .split(['/', '\\', '?'])
+            .any(|part| percent_decode_str(part).eq(*b".."));
         let target = match self.settings.path_and_query.query() {
             Some(query) if !path.contains('?') => format!("{base}/{path}?{query}"),
             _ => format!("{base}/{path}"),

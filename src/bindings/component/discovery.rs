@@ -168,6 +168,8 @@ fn list(folder: &Path) -> io::Result<Vec<(String, PathBuf)>> {
         let path = entry.path();
         if let Some(name) = path.file_stem().and_then(OsStr::to_str)
             && is_socket
+            // It becomes the value of a header.
+            && name.bytes().all(|byte| byte.is_ascii_graphic())
         {
             sockets.push((name.to_owned(), path));
         }
