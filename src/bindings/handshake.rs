@@ -83,7 +83,8 @@ impl Handshake {
             .get()
             .map(Arc::clone)
             .expect("whoever sends a stream to a binding says what it wants");
-        let unproven = self.target.is_unproven();
+        // A unary call tells nothing of streams.
+        let unproven = !invocation.unary && self.target.is_unproven();
         if !unproven && self.policy == config::Resiliency::default() {
             return self.target.open(&invocation, request).await;
         }
