@@ -679,11 +679,18 @@ def http_errors(setting, name, version):
 def http_too_large(setting, _, version):
     component, since = setting.components["old"], setting.components["old"].mark()
     for options in (["--upload-file", "-"], ["--data-binary", "@-"]):
-        done = send(setting, "old", *options, input=payload(5 * MIB), version=version)
-        # The answer comes before the upload has ended, which curl 7.88 takes for an error over HTTP/2.
-        if done.returncode != 92 or version == "--http1.1":
-            told = Told(done)
-            expect((told.status, "buffer.max_bytes" in told.error()), (413, True))
+        for _ in range(5):
+            done = send(setting, "old", *options, input=payload(5 * MIB), version=version)
+            # The answer comes before the upload has ended. Over HTTP/2, curl 7.88 takes that for an error; over HTTP/1.1 it
+            # may meet the end of the connection before it looks for an answer.
+            if done.returncode not in (55, 92):
+                told = Told(done)
+                expect((told.status, "buffer.max_bytes" in told.error()), (413, True))
+                break
+            if version != "--http1.1":
+                break
+        else:
+            raise Failed("the answer was never seen")
     expect(component.seen("invoke", since), [])
 
 

@@ -128,26 +128,27 @@ class Upload:
 
     def __init__(self, id, requests, context, ended):
         self.id, self.requests, self.context, self.ended = id, requests, context, ended
+        self.size, self.is_whole = 0, False
+        if not context.add_callback(self.over):
+            self.over()
+
+    def over(self):
+        if not self.is_whole:
+            tell("cut", id=self.id, bytes=self.size)
 
     def __iter__(self):
-        size, digest = 0, hashlib.sha256()
-        try:
-            for expected, request in enumerate(self.requests, 1):
-                if request.seq != expected or not request.HasField("data"):
-                    tell("misnumbered", id=self.id, seq=request.seq, expected=expected)
-                    self.context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"seq {request.seq} instead of {expected}")
-                size += len(request.data)
-                digest.update(request.data)
-                yield request.data
-        except (grpc.RpcError, GeneratorExit):
-            # It is noticed while the next message is waited for, or while one is being answered.
-            tell("cut", id=self.id, bytes=size)
-            raise
+        digest = hashlib.sha256()
+        for expected, request in enumerate(self.requests, 1):
+            if request.seq != expected or not request.HasField("data"):
+                tell("misnumbered", id=self.id, seq=request.seq, expected=expected)
+                self.context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"seq {request.seq} instead of {expected}")
+            self.size += len(request.data)
+            digest.update(request.data)
+            yield request.data
         # For grpcio a stream that was reset has ended, for a moment, before it was cancelled.
-        if self.ended.wait(0.05):
-            tell("cut", id=self.id, bytes=size)
-        else:
-            tell("whole", id=self.id, bytes=size, digest=digest.hexdigest())
+        if not self.ended.wait(0.05):
+            self.is_whole = True
+            tell("whole", id=self.id, bytes=self.size, digest=digest.hexdigest())
 
 
 # === What it does with a stream ===
