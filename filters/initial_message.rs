@@ -59,7 +59,6 @@ use tower::{Layer, Service};
 
 use crate::{
     Body, Chunk, Error, Side, StreamContext,
-    chain::ChainFuture,
     gzip::{InflateError, inflate},
     stream::Protocol,
     units::{Duration, Size, Unit},
@@ -113,6 +112,9 @@ pub struct InitialMessageService<S> {
     inner: Rc<RefCell<S>>,
     rules: Rc<Rules>,
 }
+
+/// A response in the making, which begins with the wait.
+pub type InitialMessageFuture = Pin<Box<dyn Future<Output = Result<Response<Body>, Error>>>>;
 
 #[derive(Clone, Debug)]
 struct Rules {
@@ -204,13 +206,13 @@ where
 {
     type Response = Response<Body>;
     type Error = Error;
-    type Future = ChainFuture;
+    type Future = InitialMessageFuture;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         self.inner.borrow_mut().poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: Request<Body>) -> ChainFuture {
+    fn call(&mut self, mut request: Request<Body>) -> InitialMessageFuture {
         let config = &self.rules.config;
         // From every stream, so that whoever reads them may trust them.
         config.headers.clear(request.headers_mut());

@@ -203,7 +203,7 @@ impl Bindings {
             ));
         };
         if let Some(known) = found.get(name)
-            && Arc::ptr_eq(&known.config, &config)
+            && known.config == config
         {
             return Ok(Rc::clone(known));
         }

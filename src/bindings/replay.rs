@@ -173,3 +173,140 @@ impl http_body::Body for Reader {
         SizeHint::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use thalweg_filters::body::Ledger;
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    /// A body that is told what to say while it is read; its sender's end is its own.
+    struct Told(mpsc::UnboundedReceiver<Chunk>);
+
+    impl http_body::Body for Told {
+        type Data = Chunk;
+        type Error = Error;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Chunk>, Error>>> {
+            let chunk = ready!(self.0.poll_recv(cx));
+            Poll::Ready(chunk.map(|chunk| Ok(Frame::data(chunk))))
+        }
+    }
+
+    fn told() -> (mpsc::UnboundedSender<Chunk>, Body) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        (sender, Body::new(Told(receiver)))
+    }
+
+    fn say(sender: &mpsc::UnboundedSender<Chunk>, text: &'static [u8]) {
+        sender.send(Chunk::from(Bytes::from_static(text))).unwrap();
+    }
+
+    /// What can be read now.
+    fn read(body: &mut Body) -> Vec<u8> {
+        let mut task = tokio_test::task::spawn(());
+        let mut whole = Vec::new();
+        while let Poll::Ready(Some(frame)) = task.enter(|cx, _| Pin::new(&mut *body).poll_frame(cx))
+        {
+            whole.extend_from_slice(frame.unwrap().into_data().unwrap().as_slice());
+        }
+        whole
+    }
+
+    #[test]
+    fn each_attempt_reads_from_the_beginning() {
+        let (sender, body) = told();
+        let replay = Replay::new(body, 10);
+        say(&sender, b"abc");
+
+        assert_eq!(read(&mut replay.body()), b"abc");
+        say(&sender, b"def");
+        drop(sender);
+        let mut second = replay.body();
+
+        assert_eq!(read(&mut second), b"abcdef");
+        assert!(second.is_end_stream());
+        assert_eq!(read(&mut replay.body()), b"abcdef");
+        assert!(replay.is_intact());
+    }
+
+    #[test]
+    fn request_is_spent_one_byte_past_the_limit() {
+        let (sender, body) = told();
+        let replay = Replay::new(body, 6);
+        let mut first = replay.body();
+
+        say(&sender, b"abcdef");
+        assert_eq!(read(&mut first), b"abcdef");
+        assert!(replay.is_intact());
+        say(&sender, b"g");
+
+        assert_eq!(read(&mut first), b"g");
+        assert!(!replay.is_intact());
+        assert!(replay.0.borrow().kept.is_empty());
+    }
+
+    #[test]
+    fn nothing_is_kept_once_the_stream_stands() {
+        let (sender, body) = told();
+        let replay = Replay::new(body, 10);
+        let mut only = replay.body();
+        say(&sender, b"abc");
+        assert_eq!(read(&mut only), b"abc");
+
+        replay.settle();
+        say(&sender, b"def");
+
+        assert_eq!(read(&mut only), b"def");
+        assert!(replay.0.borrow().kept.is_empty());
+    }
+
+    #[test]
+    fn attempt_that_has_not_read_all_again_reads_it_though_the_stream_stands() {
+        let (sender, body) = told();
+        let replay = Replay::new(body, 10);
+        say(&sender, b"abc");
+        assert_eq!(read(&mut replay.body()), b"abc");
+
+        let mut second = replay.body();
+        replay.settle();
+
+        assert_eq!(read(&mut second), b"abc");
+    }
+
+    #[test]
+    fn credit_returns_though_bytes_are_kept() {
+        let (sender, body) = told();
+        let ledger = Ledger::window(10);
+        let replay = Replay::new(body, 10);
+        sender
+            .send(ledger.take(Bytes::from_static(b"abc")))
+            .unwrap();
+
+        assert_eq!(read(&mut replay.body()), b"abc");
+
+        assert_eq!(ledger.held(), 0);
+        assert_eq!(read(&mut replay.body()), b"abc");
+    }
+
+    #[test]
+    fn what_comes_between_attempts_waits_with_its_credit() {
+        let (sender, body) = told();
+        let ledger = Ledger::window(10);
+        let replay = Replay::new(body, 10);
+        sender
+            .send(ledger.take(Bytes::from_static(b"abc")))
+            .unwrap();
+
+        let mut pause = tokio_test::task::spawn(());
+        assert!(pause.enter(|cx, _| replay.poll_ahead(cx)).is_pending());
+
+        assert_eq!(ledger.held(), 3);
+        assert_eq!(read(&mut replay.body()), b"abc");
+        assert_eq!(ledger.held(), 0);
+    }
+}

@@ -362,3 +362,247 @@ impl Plan {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use thalweg_filters::body::Ledger;
+    use thalweg_proto::bindings::{
+        ComponentInitialRequest, InitialRequest, InitialResponse, Message, framed_initial,
+    };
+
+    use super::*;
+
+    /// A body that says what it is told, and then ends.
+    struct Script(VecDeque<Frame<Chunk>>);
+
+    impl http_body::Body for Script {
+        type Data = Chunk;
+        type Error = Error;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Chunk>, Error>>> {
+            Poll::Ready(self.0.pop_front().map(Ok))
+        }
+    }
+
+    fn script(chunks: impl IntoIterator<Item = Chunk>) -> Body {
+        Body::new(Script(chunks.into_iter().map(Frame::data).collect()))
+    }
+
+    fn plan(from: Form, to: Form) -> Plan {
+        Plan {
+            from,
+            to,
+            sender: Sender::Client,
+        }
+    }
+
+    fn upstream(from: Form, to: Form) -> Plan {
+        Plan {
+            sender: Sender::Upstream("binding orders".into()),
+            ..plan(from, to)
+        }
+    }
+
+    /// A stream in this form: an initial message if there is one, and payloads from `first` on.
+    fn stream(form: Form, initial: Option<&[u8]>, payloads: &[&[u8]], first: u64) -> Bytes {
+        let (mut writer, mut bytes) = (Writer::new(form, first), BytesMut::new());
+        if let Some(initial) = initial {
+            writer.initial(initial, &mut bytes);
+        }
+        for payload in payloads {
+            writer.start(payload.len() as u64, &mut bytes);
+            bytes.extend_from_slice(payload);
+            writer.end(&mut bytes);
+        }
+        bytes.freeze()
+    }
+
+    async fn all(mut body: Body) -> (Vec<u8>, Option<HeaderMap>) {
+        let mut whole = Vec::new();
+        while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await
+        {
+            match frame.unwrap().into_data() {
+                Ok(chunk) => whole.extend_from_slice(chunk.as_slice()),
+                Err(trailers) => return (whole, trailers.into_trailers().ok()),
+            }
+        }
+        (whole, None)
+    }
+
+    async fn fault(mut body: Body) -> Error {
+        loop {
+            let frame = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
+            if let Err(error) = frame.expect("a fault comes before the end") {
+                return error;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn request_is_renumbered_for_a_component_however_it_is_cut() {
+        let initial = InitialRequest::default().encode_to_vec();
+        let (small, large) = ([7; 100], vec![8; 5000]);
+        let sent = stream(Form::Runtime, Some(&initial), &[&small, &large, &[]], 0);
+        let prelude = framed_initial(&ComponentInitialRequest::default());
+        let expected = [
+            &prelude[..],
+            &stream(Form::Component, None, &[&small, &large, &[]], 1),
+        ]
+        .concat();
+
+        for size in [1, 3, 64, 4096, sent.len()] {
+            let chunks = sent
+                .chunks(size)
+                .map(|part| Chunk::from(Bytes::copy_from_slice(part)));
+            let plan = plan(Form::Runtime, Form::Component);
+            let body = Translate::new(script(chunks), plan, 1, Some(prelude.clone()));
+
+            let (received, trailers) = all(body.without_initial().into_body()).await;
+
+            assert_eq!(
+                (received, trailers),
+                (expected.clone(), None),
+                "cut by {size}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn large_payload_is_not_copied_and_its_credit_returns_when_it_is_handed_on() {
+        let sent = stream(Form::Runtime, None, &[&vec![9; 100_000]], 0);
+        let ledger = Ledger::window(1 << 20);
+        let chunk = ledger.take(sent.clone());
+        let payload = sent.as_ptr() as usize..sent.as_ptr() as usize + sent.len();
+        let plan = plan(Form::Runtime, Form::Component);
+        let mut body = Translate::new(script([chunk]), plan, 1, None).without_initial();
+
+        let mut chunks = Vec::new();
+        while let Some(chunk) = body.next().await.unwrap() {
+            chunks.push(chunk);
+        }
+
+        let large = chunks.iter().find(|chunk| chunk.len() == 100_000).unwrap();
+        assert!(payload.contains(&(large.as_slice().as_ptr() as usize)));
+        assert_eq!(ledger.held(), sent.len());
+        drop(chunks);
+        assert_eq!(ledger.held(), 0);
+    }
+
+    #[tokio::test]
+    async fn thousand_small_messages_stay_one_chunk() {
+        let payloads = vec![&b"a word"[..]; 1000];
+        let sent = stream(Form::Runtime, None, &payloads, 0);
+        let plan = plan(Form::Runtime, Form::Component);
+        let mut body = Translate::new(script([sent.into()]), plan, 1, None).without_initial();
+
+        let whole = body.next().await.unwrap().unwrap();
+
+        assert_eq!(
+            whole.as_slice(),
+            stream(Form::Component, None, &payloads, 1)
+        );
+        assert!(body.next().await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn answer_without_an_initial_message_gets_one() {
+        let sent = stream(Form::Component, None, &[b"x"], 0);
+        let plan = upstream(Form::Component, Form::Runtime);
+
+        let (received, _) =
+            all(Translate::new(script([sent.into()]), plan, 0, None).into_body()).await;
+
+        assert_eq!(received, stream(Form::Runtime, Some(&[]), &[b"x"], 0));
+    }
+
+    #[tokio::test]
+    async fn component_that_miscounts_is_named_and_its_message_held_back() {
+        let good = stream(Form::Component, Some(&[]), &[b"a"], 0);
+        let bad = stream(Form::Component, None, &[b"b"], 2);
+        let plan = upstream(Form::Component, Form::Runtime);
+        let body = Translate::new(script([good.into(), bad.into()]), plan, 0, None);
+        let mut body = body.into_body();
+
+        let first = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
+        let error = fault(body).await;
+
+        let first = first.unwrap().unwrap().into_data().unwrap();
+        assert_eq!(
+            first.as_slice(),
+            stream(Form::Runtime, Some(&[]), &[b"a"], 0)
+        );
+        assert_eq!(
+            (error.code(), error.reason()),
+            (Code::Internal, "bad_sequence")
+        );
+        assert_eq!(
+            error.message(),
+            "binding orders: invalid sequence number: got 2, expected 1"
+        );
+    }
+
+    #[tokio::test]
+    async fn stream_that_ends_within_a_message_is_a_fault_and_never_an_end() {
+        let whole = stream(Form::Runtime, None, &[b"abc"], 0);
+        let cut = whole.slice(..whole.len() - 1);
+        let body = Translate::new(
+            script([cut.into()]),
+            plan(Form::Runtime, Form::Raw),
+            0,
+            None,
+        );
+        let mut body = body.without_initial();
+
+        assert_eq!(body.next().await.unwrap().unwrap().as_slice(), b"abc");
+        assert!(!http_body::Body::is_end_stream(&body));
+        let error = body.next().await.unwrap_err();
+
+        assert_eq!(
+            (error.code(), error.side()),
+            (Code::InvalidArgument, Side::Client)
+        );
+    }
+
+    #[tokio::test]
+    async fn initial_message_is_known_before_any_payload() {
+        let initial = InitialResponse {
+            content_type: "text/plain".into(),
+            ..InitialResponse::default()
+        };
+        let sent = stream(Form::Runtime, Some(&initial.encode_to_vec()), &[], 0);
+        let plan = upstream(Form::Runtime, Form::Raw);
+        let mut body = Translate::new(script([sent.into()]), plan, 0, None).without_initial();
+
+        let read = std::future::poll_fn(|cx| body.poll_initial(cx))
+            .await
+            .unwrap();
+
+        assert_eq!(InitialResponse::decode(read.unwrap()).unwrap(), initial);
+    }
+
+    #[tokio::test]
+    async fn answer_that_ends_without_a_status_is_no_answer_over_http() {
+        let sent = stream(Form::Runtime, Some(&[]), &[b"x"], 0);
+        let plan = upstream(Form::Runtime, Form::Raw);
+
+        let body = Translate::new(script([sent.into()]), plan, 0, None).without_initial();
+
+        assert_eq!(fault(body.into_body()).await.reason(), "upstream_no_status");
+    }
+
+    #[tokio::test]
+    async fn plain_bytes_become_messages_that_peers_take_and_end_well() {
+        let bytes = Bytes::from(vec![3; 150_000]);
+        let plan = upstream(Form::Raw, Form::Runtime);
+        let body = Translate::new(script([bytes.clone().into()]), plan, 0, None).without_initial();
+
+        let (received, trailers) = all(body.into_body()).await;
+
+        let parts: Vec<&[u8]> = bytes.chunks(RAW_MESSAGE_MAX).collect();
+        assert_eq!(received, stream(Form::Runtime, None, &parts, 0));
+        assert_eq!(grpc_status(&trailers.unwrap()), Some(Code::Ok));
+    }
+}

@@ -106,13 +106,14 @@ impl Handle {
         }))
     }
 
-    /// Whether the component has ever been reached.
+    /// Whether the component has been reached since it was found.
     pub(super) fn was_ready(&self) -> bool {
         self.0.was_ready.load(Relaxed)
     }
 
     /// The component will not be looked after any more.
     pub(super) fn gone(&self) {
+        self.0.was_ready.store(false, Relaxed);
         let why = State::Waiting("its socket is gone".into());
         if let State::Ready(_) = std::mem::replace(&mut *self.state(), why) {
             self.0.stats.ready.decrement();

@@ -9,7 +9,7 @@ use std::{
     io,
     os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
 use thalweg_filters::chain::Filter;
@@ -27,7 +27,9 @@ use crate::{
 /// The components of the whole process.
 #[derive(Debug)]
 pub(crate) struct Components {
-    configured: HashMap<String, Handle>,
+    /// By the name of the binding. One that was found once keeps its handle, so that what workers built for it serves again when
+    /// it comes back.
+    handles: Mutex<HashMap<String, Handle>>,
     sockets: Option<ComponentSockets>,
     filters: Vec<Filter>,
     found: RwLock<HashMap<String, Found>>,
@@ -47,12 +49,8 @@ struct Found {
 impl Components {
     /// The components that the configuration names, and a place for those that are found.
     pub(crate) fn new(config: &config::Config, process: &Arc<Process>) -> Self {
-        let configured = (config.bindings.iter())
-            .filter(|binding| matches!(binding.target, BindingTarget::Component(_)))
-            .map(|binding| (binding.name.clone(), handle(&binding.name, process)))
-            .collect();
         Self {
-            configured,
+            handles: Mutex::default(),
             sockets: config.component_sockets.clone(),
             filters: config.binding_filters(),
             found: RwLock::default(),
@@ -65,7 +63,7 @@ impl Components {
         let mut supervisors = JoinSet::new();
         for binding in &bindings {
             if let BindingTarget::Component(component) = &binding.target {
-                let handle = self.configured[&binding.name].clone();
+                let handle = self.handle(&binding.name);
                 supervisors.spawn(handle.supervise(component.clone()));
             }
         }
@@ -102,11 +100,13 @@ impl Components {
 
     /// What is known of the component of a binding.
     pub(crate) fn handle(&self, name: &str) -> Handle {
-        let found = self.found.read().unwrap_or_else(PoisonError::into_inner);
-        (self.configured.get(name))
-            .or_else(|| found.get(name).map(|found| &found.handle))
-            .cloned()
-            .unwrap_or_else(|| handle(name, &self.process))
+        let mut handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(handle) = handles.get(name) {
+            return handle.clone();
+        }
+        let handle = Handle::new(format!("binding {name}"), self.process.binding(name));
+        handles.insert(name.to_owned(), handle.clone());
+        handle
     }
 
     fn update(
@@ -138,7 +138,7 @@ impl Components {
             let BindingTarget::Component(component) = &binding.target else {
                 continue;
             };
-            let handle = handle(&name, &self.process);
+            let handle = self.handle(&name);
             let supervisor = supervisors.spawn(handle.clone().supervise(component.clone()));
             found.insert(
                 name,
@@ -151,10 +151,6 @@ impl Components {
             );
         }
     }
-}
-
-fn handle(name: &str, process: &Process) -> Handle {
-    Handle::new(format!("binding {name}"), process.binding(name))
 }
 
 /// The sockets of a folder, by the names that their bindings get, in order.
