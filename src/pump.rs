@@ -133,6 +133,11 @@ impl Pump {
         self.intake = Intake::new(Body::empty());
     }
 
+    /// Ready when the far side has reset the stream.
+    pub(crate) fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.sink.poll_reset(cx).map(|_| ())
+    }
+
     /// Resets the stream, whether or not the body was moved whole.
     pub(crate) fn reset(&mut self, reason: Reason) {
         self.sink.send_reset(reason);

@@ -5,12 +5,14 @@
 //! complete answer.
 
 use std::{
+    cell::Cell,
     pin::Pin,
+    rc::Rc,
     sync::Arc,
     task::{Context, Poll, ready},
 };
 
-use h2::{Reason, RecvStream};
+use h2::{FlowControl, Reason, RecvStream};
 use http_body::{Frame, SizeHint};
 use thalweg_filters::{
     Chunk, Error, Side,
@@ -31,10 +33,32 @@ struct Received {
     ledger: Arc<Ledger>,
     sender: Sender,
     data_ended: bool,
+    /// Set when the sender has sent all.
+    whole: Option<Rc<Cell<bool>>>,
+}
+
+/// Keeps a stream whose sender has not sent all from being reset as soon as nobody reads it any more.
+pub(crate) struct Unread {
+    _stream: FlowControl,
+    whole: Rc<Cell<bool>>,
 }
 
 /// The body that `sender` sends on `stream`.
-pub(crate) fn body(mut stream: RecvStream, sender: Sender) -> Body {
+pub(crate) fn body(stream: RecvStream, sender: Sender) -> Body {
+    received(stream, sender, None)
+}
+
+/// The body that a client sends on `stream`, and a hold on the stream.
+pub(crate) fn held_body(mut stream: RecvStream) -> (Body, Unread) {
+    let unread = Unread {
+        _stream: stream.flow_control().clone(),
+        whole: Rc::new(Cell::new(stream.is_end_stream())),
+    };
+    let whole = Rc::clone(&unread.whole);
+    (received(stream, Sender::Client, Some(whole)), unread)
+}
+
+fn received(mut stream: RecvStream, sender: Sender, whole: Option<Rc<Cell<bool>>>) -> Body {
     if stream.is_end_stream() {
         return Body::empty();
     }
@@ -44,6 +68,7 @@ pub(crate) fn body(mut stream: RecvStream, sender: Sender) -> Body {
         ledger,
         sender,
         data_ended: false,
+        whole,
     })
 }
 
@@ -61,10 +86,18 @@ impl http_body::Body for Received {
                 // An empty frame only carries the end of the stream.
                 Some(Ok(bytes)) if bytes.is_empty() => {}
                 Some(Ok(bytes)) => {
+                    if let Some(whole) = &this.whole {
+                        whole.set(this.stream.is_end_stream());
+                    }
                     return Poll::Ready(Some(Ok(Frame::data(this.ledger.take(bytes)))));
                 }
                 Some(Err(error)) => return Poll::Ready(Some(Err(this.sender.error(error)))),
-                None => this.data_ended = true,
+                None => {
+                    this.data_ended = true;
+                    if let Some(whole) = &this.whole {
+                        whole.set(true);
+                    }
+                }
             }
         }
         Poll::Ready(match ready!(this.stream.poll_trailers(cx)) {
@@ -79,6 +112,13 @@ impl http_body::Body for Received {
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::default()
+    }
+}
+
+impl Unread {
+    /// Whether the sender has not sent all.
+    pub(crate) fn is_partial(&self) -> bool {
+        !self.whole.get()
     }
 }
 

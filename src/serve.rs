@@ -5,7 +5,7 @@
 //! | [`http2`] | the connection and its streams, on the `h2` crate |
 //! | [`http1`] | the connection and its requests, on hyper |
 
-use std::{rc::Rc, sync::Arc};
+use std::{rc::Rc, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, Method, Request, Response, Version, header};
 use thalweg_filters::{Body, Error, Side, StreamContext, stream::Protocol};
@@ -24,6 +24,9 @@ mod http1;
 mod http2;
 
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+
+/// How long a client that is still uploading may take to read the answer that it need not go on.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// What the connections of one listener have in common.
 #[derive(Debug)]

@@ -18,7 +18,7 @@ use h2::{
 };
 use http::{Request, Response, Version};
 use http_body::Body as _;
-use thalweg_filters::{Body, StreamContext};
+use thalweg_filters::{Body, StreamContext, stream::Protocol};
 use tokio::{
     task::spawn_local,
     time::{Sleep, sleep, timeout},
@@ -27,8 +27,8 @@ use tokio::{
 use crate::{
     config::ServerHttp2,
     pump::{Intake, Pump, Stop},
-    receive::{self, Sender},
-    serve::{Front, answer, drained, stream_context},
+    receive::{self, Sender, Unread},
+    serve::{Front, LINGER, answer, drained, stream_context},
     stall::{Stall, StallWatch},
     transport::{Payload, Transport, driven},
     worker::Worker,
@@ -164,7 +164,16 @@ async fn stream(
 ) {
     let _live = worker.live();
     let context = stream_context(&request);
-    let request = request.map(|body| receive::body(body, Sender::Client));
+    let (parts, body) = request.into_parts();
+    // gRPC clients know what a reset after a whole answer means; of others, some lose the answer over it.
+    let (body, unread) = match context.protocol() {
+        Protocol::Grpc => (receive::body(body, Sender::Client), None),
+        Protocol::Http => {
+            let (body, unread) = receive::held_body(body);
+            (body, Some(unread))
+        }
+    };
+    let request = Request::from_parts(parts, body);
     let most_headers = front.settings.http2.http2.max_headers;
     let answer = answer(request, context.clone(), &worker, most_headers);
     let Some(response) = unless_reset(&mut respond, &context, answer).await else {
@@ -179,18 +188,27 @@ async fn stream(
     let Ok(sink) = respond.send_response(head, ended) else {
         return;
     };
+    let body = if ended { Body::empty() } else { body };
+    let mut pump = Pump::new(
+        Intake::new(body),
+        sink,
+        Stall::new(front.settings.timeouts.stall),
+    );
     if !ended {
-        send_body(body, sink, &context, front.settings.timeouts.stall).await;
+        send_body(&mut pump, &context).await;
+    }
+    if unread.as_ref().is_some_and(Unread::is_partial) {
+        // On the heap: few streams come here.
+        Box::pin(linger(pump)).await;
     }
 }
 
-async fn send_body(
-    body: Body,
-    sink: h2::SendStream<Payload>,
-    context: &StreamContext,
-    stall: std::time::Duration,
-) {
-    let mut pump = Pump::new(Intake::new(body), sink, Stall::new(stall));
+/// Keeps a stream that has been answered, until its client has noticed that it need not upload the rest.
+async fn linger(mut pump: Pump) {
+    let _ = timeout(LINGER, std::future::poll_fn(|cx| pump.poll_reset(cx))).await;
+}
+
+async fn send_body(pump: &mut Pump, context: &StreamContext) {
     match std::future::poll_fn(|cx| pump.poll(cx)).await {
         Ok(()) => {}
         Err(Stop::Sink(code)) => context.set_cancel_code(code.unwrap_or(Reason::CANCEL)),

@@ -9,6 +9,7 @@ use crate::support::{
     client::Client,
     plain::{Peer, PlainUpstream},
     proxy::{TestProxy, Yaml},
+    raw,
     upstream::{Upstream, echo},
     within,
 };
@@ -636,6 +637,46 @@ async fn early_answer_reaches_a_client_of_http1_whole() {
 }
 
 // === answers without a body ===
+
+#[tokio::test]
+async fn client_of_http1_reads_a_refusal_after_an_upload_that_nobody_wanted() {
+    let proxy = TestProxy::start("listeners: [{name: main, address: \"127.0.0.1:0\"}]").await;
+    let mut client = Peer::connect(&proxy.address).await;
+
+    client
+        .write("POST / HTTP/1.1\r\nhost: e2e.test\r\ncontent-length: 4000000\r\n\r\n")
+        .await;
+    client.write(vec![0; 4_000_000]).await;
+
+    assert_eq!(client.head().await.line, "HTTP/1.1 404 Not Found");
+    let _ = client.rest().await;
+}
+
+#[tokio::test]
+async fn client_of_http2_may_end_its_upload_after_a_refusal() {
+    let proxy = TestProxy::start("listeners: [{name: main, address: \"127.0.0.1:0\"}]").await;
+    let mut client = raw::Peer::client(&proxy.address, &[]).await;
+    let request = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":authority", "e2e.test"),
+        (":path", "/"),
+    ];
+
+    client.write(&raw::headers(1, &request, false)).await;
+    client
+        .until(|frame| frame.stream == 1 && frame.ends_stream())
+        .await;
+    let before = client.synchronize().await;
+    client.write(&raw::data(1, b"the rest", true)).await;
+    let after = client.synchronize().await;
+
+    let mut frames = before.iter().chain(&after);
+    assert!(
+        !frames.any(|frame| frame.kind == raw::RST_STREAM),
+        "{before:?} {after:?}"
+    );
+}
 
 #[tokio::test]
 async fn answers_without_a_body_leave_the_connection_in_order() {
