@@ -219,8 +219,9 @@ impl CheckedBody {
             Some(Ok(frame)) => match (frame.data_ref(), frame.trailers_ref()) {
                 (Some(chunk), _) => {
                     self.judge.inspect(chunk.as_slice())?;
-                    // Whoever sees that this was the last chunk need not ask for another.
-                    if self.inner.is_end_stream() {
+                    // Whoever sees that this was the last chunk need not ask for another. Between messages the stream may
+                    // end in any case, and to know whether it has costs a lock.
+                    if !self.judge.is_at_boundary() && self.inner.is_end_stream() {
                         self.judge.finish()?;
                     }
                     Ok(())
