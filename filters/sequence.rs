@@ -14,7 +14,7 @@
 //! What protobuf allows is allowed: fields in any order, fields nobody knows, a number that is absent and therefore 0.
 //! A message that has the payload or the initial field more than once, or both, or neither, is refused, since decoders
 //! disagree about it. A stream without any message passes: what to make of it is the upstream's affair. Plain HTTP
-//! passes, and so does an answer that is not gRPC. Messages must not be compressed.
+//! passes, and so does an answer that is not gRPC, or one that the proxy has numbered itself. Messages must not be compressed.
 //!
 //! **Memory.** A few hundred bytes for each direction of a stream, whatever the length of its messages.
 //!
@@ -67,6 +67,11 @@ pub struct Sequence<S> {
     inner: S,
     checks: Checks,
 }
+
+/// In the extensions of a response: the proxy has numbered its messages itself, one after another. There is nothing to check
+/// in them then.
+#[derive(Clone, Copy, Debug)]
+pub struct Numbered;
 
 pin_project! {
     /// Waits for the response's head, to watch its body.
@@ -184,7 +189,9 @@ where
         let this = self.project();
         let response = ready!(this.inner.poll(cx))?;
         Poll::Ready(Ok(match this.check {
-            Some(check) if is_grpc(&response) => response.map(|body| check.watch(body)),
+            Some(check) if is_grpc(&response) && !is_numbered(&response) => {
+                response.map(|body| check.watch(body))
+            }
             _ => response,
         }))
     }
@@ -195,6 +202,10 @@ fn is_grpc(response: &Response<Body>) -> bool {
     let content_type = response.headers().get(CONTENT_TYPE);
     response.status() == StatusCode::OK
         && content_type.is_none_or(|value| is_grpc_content_type(value.as_bytes()))
+}
+
+fn is_numbered(response: &Response<Body>) -> bool {
+    response.extensions().get::<Numbered>().is_some()
 }
 
 // === impl Check ===
@@ -219,8 +230,9 @@ impl CheckedBody {
             Some(Ok(frame)) => match (frame.data_ref(), frame.trailers_ref()) {
                 (Some(chunk), _) => {
                     self.judge.inspect(chunk.as_slice())?;
-                    // Whoever sees that this was the last chunk need not ask for another.
-                    if self.inner.is_end_stream() {
+                    // Whoever sees that this was the last chunk need not ask for another. Between messages the stream may
+                    // end in any case, and to know whether it has costs a lock.
+                    if !self.judge.is_at_boundary() && self.inner.is_end_stream() {
                         self.judge.finish()?;
                     }
                     Ok(())
@@ -676,6 +688,18 @@ mod tests {
             Side::Upstream,
             "message 2 of the upstream's answer on route `files` has a bad sequence number: got 0, expected 1",
         );
+    }
+
+    #[tokio::test]
+    async fn answer_that_the_proxy_has_numbered_is_not_read() {
+        let frames = vec![data(&[&payload(7)]), trailers("0")];
+        let mut answer = Response::new(body(frames));
+        answer.extensions_mut().insert(Numbered);
+
+        let (passed, outcome) = download(answer).await;
+
+        assert_eq!(passed, [payload(7).len()]);
+        assert_eq!(outcome.unwrap(), Some(Code::Ok));
     }
 
     #[tokio::test]

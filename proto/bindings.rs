@@ -191,12 +191,12 @@ fn put_initial(buffer: &mut BytesMut, content: &[u8]) {
 }
 
 /// Writes the five bytes before a message. Nothing that is written here comes near 4 GiB: payload has that bound itself.
-fn put_head(buffer: &mut BytesMut, length: u64) {
+fn put_head(buffer: &mut impl BufMut, length: u64) {
     buffer.put_u8(0);
     buffer.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
 }
 
-fn put_varint(buffer: &mut BytesMut, mut value: u64) {
+fn put_varint(buffer: &mut impl BufMut, mut value: u64) {
     while value >= 0x80 {
         buffer.put_u8(value as u8 | 0x80); // the lowest seven bits
         value >>= 7;

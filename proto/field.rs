@@ -531,6 +531,15 @@ impl FieldWalker {
     #[inline]
     fn varint(&mut self, rest: &mut &[u8]) -> Result<Option<u64>, FieldError> {
         let end = self.messages[usize::from(self.depth)].end;
+        // Nearly every tag has one byte, and so have the lengths and numbers of small messages.
+        if let Some((&byte @ 0..0x80, after)) = rest.split_first()
+            && self.bits == 0
+            && self.at < end
+        {
+            *rest = after;
+            self.at += 1;
+            return Ok(Some(byte.into()));
+        }
         loop {
             if self.at == end {
                 return Err(FieldError::Overrun);

@@ -14,6 +14,7 @@ use http::Request;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
+use crate::binding;
 use crate::grpc::{self, Body, Failure};
 use crate::transport::{self, Flusher, Transport};
 use crate::work::SMALL_MESSAGE;
@@ -117,7 +118,11 @@ async fn answer(
             }
             stream.send_trailers(grpc::trailers())?;
         }
-        path => return Err(format!("no such method: {path}").into()),
+        path => {
+            if !binding::answer(path, &mut body, &mut respond).await? {
+                respond.send_response(grpc::unimplemented(), true)?;
+            }
+        }
     }
     Ok(())
 }

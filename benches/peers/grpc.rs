@@ -56,9 +56,9 @@ pub(crate) fn server_builder() -> server::Builder {
     builder
 }
 
-/// The head of a call to `/bench.Bench/{method}`.
-pub(crate) fn request(method: &str) -> Result<Request<()>, http::Error> {
-    Request::post(format!("http://bench.test/bench.Bench/{method}"))
+/// The head of a call to the method at `path`.
+pub(crate) fn request(path: &str) -> Result<Request<()>, http::Error> {
+    Request::post(format!("http://bench.test{path}"))
         .header(header::CONTENT_TYPE, "application/grpc")
         .header(header::TE, "trailers")
         .body(())
@@ -71,6 +71,14 @@ pub(crate) fn response() -> Response<()> {
         header::CONTENT_TYPE,
         HeaderValue::from_static("application/grpc"),
     );
+    response
+}
+
+/// The whole answer to a call of a method that there is not.
+pub(crate) fn unimplemented() -> Response<()> {
+    let mut response = response();
+    let status = HeaderValue::from_static("12");
+    response.headers_mut().insert("grpc-status", status);
     response
 }
 

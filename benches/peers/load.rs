@@ -11,20 +11,25 @@ use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::str::FromStr;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
+use crate::binding::{self, Count, Messages, Operation, Way};
 use crate::grpc::{self, Body, Failure};
-use crate::transport;
 use crate::work::{LARGE_MESSAGE, SMALL_MESSAGE, Shape, Work};
+use crate::{http1, transport};
 
 /// Calls on each connection before anything is measured: the proxy dials its upstream in that time.
 const WARM_UP_CALLS: u64 = 50;
+
+/// Longest wait for a binding: Thalweg lets nothing through to a component that it has not introduced itself to.
+const BINDING_LIMIT: Duration = Duration::from_secs(5);
 
 /// What one run of a workload was.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,6 +67,9 @@ pub(crate) async fn run(address: SocketAddr, work: Work, scale: f64) -> Result<(
         for _ in 0..shape.connections {
             let connection = connect(address).await?;
             unary(connection.clone(), WARM_UP_CALLS).await?;
+            if let Some(way) = work.way() {
+                warm_up_binding(&connection, way).await?;
+            }
             connections.push(connection);
         }
     }
@@ -72,7 +80,9 @@ pub(crate) async fn run(address: SocketAddr, work: Work, scale: f64) -> Result<(
     }
 
     let mut total = Tally::default();
-    if work.is_idle() {
+    if work == Work::BindingFileHttp {
+        total.add(file_over_http(address, shape.repeats).await?);
+    } else if work.is_idle() {
         // One after the other: ten thousand at once would overflow the backlog of whoever dials once a stream.
         for _ in 0..shape.connections {
             total.add(work_on(&[connect(address).await?], work, shape).await?);
@@ -117,6 +127,24 @@ async fn work_on(connections: &[Connection], work: Work, shape: Shape) -> Result
                 Work::Download => streams.spawn(download(connection, shape.repeats)),
                 Work::PingPong => streams.spawn(ping_pong(connection, shape.repeats)),
                 Work::IdleStreams | Work::IdleConnections => streams.spawn(hold(connection)),
+                Work::BindingUploadPlain => {
+                    streams.spawn(binding_upload(connection, Way::Plain, shape.repeats))
+                }
+                Work::BindingUploadDapr => {
+                    streams.spawn(binding_upload(connection, Way::Dapr, shape.repeats))
+                }
+                Work::BindingUploadComponent | Work::BindingFile | Work::BindingFileHttp => {
+                    streams.spawn(binding_upload(connection, Way::Component, shape.repeats))
+                }
+                Work::BindingPingPongPlain => {
+                    streams.spawn(binding_ping_pong(connection, Way::Plain, shape.repeats))
+                }
+                Work::BindingPingPongDapr => {
+                    streams.spawn(binding_ping_pong(connection, Way::Dapr, shape.repeats))
+                }
+                Work::BindingPingPongComponent => {
+                    streams.spawn(binding_ping_pong(connection, Way::Component, shape.repeats))
+                }
             };
         }
     }
@@ -136,10 +164,10 @@ fn percentile(sorted: &[u64], percent: usize) -> u64 {
 
 async fn open(
     connection: &mut Connection,
-    method: &str,
+    path: &str,
 ) -> Result<(h2::client::ResponseFuture, h2::SendStream<Bytes>), Failure> {
     poll_fn(|cx| connection.poll_ready(cx)).await?;
-    Ok(connection.send_request(grpc::request(method)?, false)?)
+    Ok(connection.send_request(grpc::request(path)?, false)?)
 }
 
 async fn answer(response: h2::client::ResponseFuture) -> Result<Body, Failure> {
@@ -155,7 +183,7 @@ async fn unary(mut connection: Connection, calls: u64) -> Result<Tally, Failure>
     let mut tally = Tally::default();
     for _ in 0..calls {
         let started = Instant::now();
-        let (response, mut stream) = open(&mut connection, "Unary").await?;
+        let (response, mut stream) = open(&mut connection, "/bench.Bench/Unary").await?;
         stream.send_data(message.clone(), true)?;
         let mut body = answer(response).await?;
         let count = body.count().await?;
@@ -171,7 +199,7 @@ async fn unary(mut connection: Connection, calls: u64) -> Result<Tally, Failure>
 async fn upload(mut connection: Connection, messages: u64) -> Result<Tally, Failure> {
     let message = grpc::message(LARGE_MESSAGE, &[]);
     let bytes = messages * message.len() as u64;
-    let (response, mut stream) = open(&mut connection, "Upload").await?;
+    let (response, mut stream) = open(&mut connection, "/bench.Bench/Upload").await?;
     for _ in 0..messages {
         grpc::send(&mut stream, message.clone()).await?;
     }
@@ -190,7 +218,7 @@ async fn upload(mut connection: Connection, messages: u64) -> Result<Tally, Fail
 
 async fn download(mut connection: Connection, messages: u64) -> Result<Tally, Failure> {
     let bytes = messages * (grpc::HEAD_LENGTH + LARGE_MESSAGE) as u64;
-    let (response, mut stream) = open(&mut connection, "Download").await?;
+    let (response, mut stream) = open(&mut connection, "/bench.Bench/Download").await?;
     stream.send_data(
         grpc::message(SMALL_MESSAGE, &[messages, LARGE_MESSAGE as u64]),
         true,
@@ -208,7 +236,7 @@ async fn download(mut connection: Connection, messages: u64) -> Result<Tally, Fa
 async fn ping_pong(mut connection: Connection, messages: u64) -> Result<Tally, Failure> {
     let message = grpc::message(SMALL_MESSAGE, &[]);
     let mut tally = Tally::default();
-    let (response, mut stream) = open(&mut connection, "PingPong").await?;
+    let (response, mut stream) = open(&mut connection, "/bench.Bench/PingPong").await?;
     // Some servers answer a call only when its first message is there.
     stream.send_data(message.clone(), false)?;
     let mut body = answer(response).await?;
@@ -229,7 +257,7 @@ async fn ping_pong(mut connection: Connection, messages: u64) -> Result<Tally, F
 }
 
 async fn hold(mut connection: Connection) -> Result<Tally, Failure> {
-    let (response, mut stream) = open(&mut connection, "Hold").await?;
+    let (response, mut stream) = open(&mut connection, "/bench.Bench/Hold").await?;
     stream.send_data(grpc::message(SMALL_MESSAGE, &[]), false)?;
     let body = answer(response).await?;
     Ok(Tally {
@@ -237,6 +265,102 @@ async fn hold(mut connection: Connection) -> Result<Tally, Failure> {
         held: vec![(body, stream)],
         ..Tally::default()
     })
+}
+
+/// Opens streams until one goes well; a component may still be on its way up.
+async fn warm_up_binding(connection: &Connection, way: Way) -> Result<(), Failure> {
+    let started = Instant::now();
+    loop {
+        match binding_ping_pong(connection.clone(), way, WARM_UP_CALLS).await {
+            Ok(_) => return Ok(()),
+            Err(error) if started.elapsed() > BINDING_LIMIT => return Err(error),
+            Err(_) => sleep(Duration::from_millis(20)).await,
+        }
+    }
+}
+
+async fn binding_upload(
+    mut connection: Connection,
+    way: Way,
+    messages: u64,
+) -> Result<Tally, Failure> {
+    let mut source = Messages::new(LARGE_MESSAGE);
+    let mut bytes = 0;
+    let (response, mut stream) = open(&mut connection, way.method()).await?;
+    stream.send_data(Messages::first(way, Operation::Count), false)?;
+    for _ in 0..messages {
+        let message = source.next();
+        bytes += message.len() as u64;
+        grpc::send(&mut stream, message).await?;
+    }
+    stream.send_data(Bytes::new(), true)?;
+    let mut body = answer(response).await?;
+    let count = binding::read_count(&mut body).await?;
+    expect_bytes(messages * LARGE_MESSAGE as u64, count.bytes)?;
+    if count.messages != messages {
+        return Err(format!("{} messages arrived, not {messages}", count.messages).into());
+    }
+    body.finish().await?;
+    Ok(Tally {
+        operations: messages,
+        bytes,
+        ..Tally::default()
+    })
+}
+
+async fn binding_ping_pong(
+    mut connection: Connection,
+    way: Way,
+    messages: u64,
+) -> Result<Tally, Failure> {
+    let mut source = Messages::new(SMALL_MESSAGE);
+    let mut tally = Tally::default();
+    let (response, mut stream) = open(&mut connection, way.method()).await?;
+    stream.send_data(Messages::first(way, Operation::Echo), false)?;
+    let mut body = answer(response).await?;
+    let first = binding::first_of_answer();
+    expect_echo(&first, &body.gather(first.len()).await?)?;
+    for _ in 0..messages {
+        let started = Instant::now();
+        let message = source.next();
+        stream.send_data(message.clone(), false)?;
+        expect_echo(&message, &body.gather(message.len()).await?)?;
+        tally.latencies_ns.push(elapsed_ns(started));
+        tally.operations += 1;
+        tally.bytes += 2 * message.len() as u64;
+    }
+    stream.send_data(Bytes::new(), true)?;
+    expect_bytes(0, body.count().await?)?;
+    body.finish().await?;
+    Ok(tally)
+}
+
+async fn file_over_http(address: SocketAddr, pieces: u64) -> Result<Tally, Failure> {
+    let path = format!("/v1.0-alpha1/bindings/{}/stream", Way::Component.name());
+    let bytes = pieces * LARGE_MESSAGE as u64;
+    let answer = http1::post(
+        address,
+        &path,
+        Operation::Count.name(),
+        LARGE_MESSAGE,
+        pieces,
+    )
+    .await?;
+    // How many messages the proxy makes of it is its own affair.
+    expect_bytes(bytes, Count::from_bytes(&answer)?.bytes)?;
+    Ok(Tally {
+        operations: pieces,
+        bytes,
+        ..Tally::default()
+    })
+}
+
+/// What comes back has the same numbers, so it is the same.
+fn expect_echo(sent: &Bytes, echo: &Bytes) -> Result<(), Failure> {
+    if sent == echo {
+        return Ok(());
+    }
+    Err("what came back is not what was sent".into())
 }
 
 fn expect_bytes(expected: u64, count: u64) -> Result<(), Failure> {

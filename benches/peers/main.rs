@@ -27,7 +27,9 @@ use crate::table::Table;
 use crate::work::Work;
 
 mod backend;
+mod binding;
 mod grpc;
+mod http1;
 mod load;
 mod measure;
 mod process;
@@ -161,7 +163,7 @@ async fn compare(mut comparison: Comparison) -> Result<(), Failure> {
             .chain(&fresh)
             .filter(|work| round <= work.rounds_max())
         {
-            for peer in &mut peers {
+            for peer in peers.iter_mut().filter(|peer| peer.kind.can(work)) {
                 eprintln!(
                     "round {round} of {}: {} on {}",
                     comparison.rounds,
@@ -177,7 +179,7 @@ async fn compare(mut comparison: Comparison) -> Result<(), Failure> {
     }
 
     println!(
-        "Medians of {} rounds, (ratio to Envoy's), least..greatest. us = microseconds.\n",
+        "Medians of {} rounds, (ratio to Envoy's, of a binding to its plain row), least..greatest. us = microseconds.\n",
         comparison.rounds
     );
     print!("{}", table.render(comparison.markdown));

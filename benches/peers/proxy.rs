@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::grpc::Failure;
 use crate::process;
+use crate::work::Work;
 
 /// Longest wait for a process to listen.
 const START_LIMIT: Duration = Duration::from_secs(15);
@@ -54,6 +55,11 @@ impl Kind {
             Self::Haproxy => "haproxy",
             Self::Relay => "relay",
         }
+    }
+
+    /// Whether it can do this work at all.
+    pub(crate) fn can(self, work: Work) -> bool {
+        self == Self::Thalweg || !work.is_binding()
     }
 
     /// Where its program is, or how to get it.

@@ -1,4 +1,5 @@
-//! The table: samples in, medians with their spread and their ratio to Envoy's out.
+//! The table: samples in, medians with their spread and their ratio out: to Envoy's, or of a binding's to those of the plain
+//! route.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -25,8 +26,10 @@ enum Quantity {
     CpuPerGigabyte,
     MedianMicros,
     P99Micros,
+    ResidentBefore,
     Resident,
     PeakResident,
+    Growth,
     PerStream,
 }
 
@@ -144,7 +147,11 @@ impl Table {
             return "-".into();
         };
         let mut cell = number(median);
-        if kind != Kind::Envoy
+        if let Some(plain) = row.after.and_then(Work::plain) {
+            if let Some(ratio) = self.ratio_to_plain(row, plain, kind) {
+                let _ = write!(cell, " ({ratio:.2}x)");
+            }
+        } else if kind != Kind::Envoy
             && let Some((envoy, ..)) = self.summary(row, Kind::Envoy)
         {
             let _ = write!(cell, " ({:.2}x)", median / envoy);
@@ -157,23 +164,54 @@ impl Table {
 
     /// Median, least and greatest sample.
     fn summary(&self, row: Row, kind: Kind) -> Option<(f64, f64, f64)> {
-        let mut samples = self.samples.get(&(row, kind))?.clone();
-        samples.sort_by(f64::total_cmp);
-        let median = samples.get(samples.len() / 2)?;
-        Some((*median, *samples.first()?, *samples.last()?))
+        summary(self.samples.get(&(row, kind))?.clone())
     }
+
+    /// The median of the rounds' ratios: the two of a round were taken one after the other, so a busy minute hit both.
+    fn ratio_to_plain(&self, row: Row, plain: Work, kind: Kind) -> Option<f64> {
+        let plain = Row {
+            after: Some(plain),
+            ..row
+        };
+        let samples = self.samples.get(&(row, kind))?;
+        let ratios = samples.iter().zip(self.samples.get(&(plain, kind))?);
+        let (median, ..) = summary(ratios.map(|(sample, plain)| sample / plain).collect())?;
+        Some(median)
+    }
+}
+
+/// Median, least and greatest sample.
+fn summary(mut samples: Vec<f64>) -> Option<(f64, f64, f64)> {
+    samples.sort_by(f64::total_cmp);
+    let median = samples.get(samples.len() / 2)?;
+    Some((*median, *samples.first()?, *samples.last()?))
 }
 
 fn quantities(work: Work) -> &'static [Quantity] {
     match work {
-        Work::Unary | Work::PingPong => &[
+        Work::Unary
+        | Work::PingPong
+        | Work::BindingPingPongPlain
+        | Work::BindingPingPongDapr
+        | Work::BindingPingPongComponent => &[
             Quantity::CpuMicros,
             Quantity::MedianMicros,
             Quantity::P99Micros,
         ],
-        Work::Upload | Work::Download => &[Quantity::CpuPerGigabyte],
+        Work::Upload
+        | Work::Download
+        | Work::BindingUploadPlain
+        | Work::BindingUploadDapr
+        | Work::BindingUploadComponent => &[Quantity::CpuPerGigabyte],
         Work::Uploads80 => &[Quantity::CpuPerGigabyte, Quantity::PeakResident],
         Work::IdleStreams | Work::IdleConnections => &[Quantity::PerStream],
+        Work::BindingFile | Work::BindingFileHttp => &[
+            Quantity::CpuPerGigabyte,
+            Quantity::ResidentBefore,
+            Quantity::Resident,
+            Quantity::PeakResident,
+            Quantity::Growth,
+        ],
     }
 }
 
@@ -189,7 +227,9 @@ fn value(quantity: Quantity, measurement: &Measurement) -> f64 {
         Quantity::CpuPerGigabyte => cpu.as_secs_f64() * 1e9 / report.bytes as f64,
         Quantity::MedianMicros => report.p50_ns as f64 / 1e3,
         Quantity::P99Micros => report.p99_ns as f64 / 1e3,
+        Quantity::ResidentBefore => mebibytes(before.resident),
         Quantity::Resident => mebibytes(after.resident),
+        Quantity::Growth => mebibytes(after.peak) - mebibytes(before.resident),
         Quantity::PeakResident => mebibytes(after.peak),
         Quantity::PerStream => {
             (after.resident as f64 - before.resident as f64) / 1024.0 / report.operations as f64
@@ -252,7 +292,10 @@ impl Row {
             Quantity::CpuPerGigabyte => "CPU s a GB",
             Quantity::MedianMicros => "p50 us",
             Quantity::P99Micros => "p99 us",
+            Quantity::ResidentBefore => "RSS before, MiB",
+            Quantity::Resident if self.after.is_some() => "RSS after, MiB",
             Quantity::Resident => "RSS, MiB",
+            Quantity::Growth => "peak over before, MiB",
             Quantity::PeakResident => "peak RSS, MiB",
             Quantity::PerStream if self.after == Some(Work::IdleConnections) => "KiB a connection",
             Quantity::PerStream => "KiB a stream",

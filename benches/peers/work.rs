@@ -4,11 +4,16 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
+use crate::binding::Way;
+
 /// Payload of the small messages, and of every answer that only reports.
 pub(crate) const SMALL_MESSAGE: usize = 100;
 
 /// Payload of the large messages.
 pub(crate) const LARGE_MESSAGE: usize = 64 * 1024;
+
+/// Large messages in a file of 10 GiB.
+const FILE_MESSAGES: u64 = 10 * (1 << 30) / LARGE_MESSAGE as u64;
 
 /// One kind of load. The order is the order of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -29,6 +34,25 @@ pub(crate) enum Work {
     IdleStreams,
     /// 3,000 connections with one silent stream each
     IdleConnections,
+    /// As `upload`, with the messages of a binding, on a plain route
+    BindingUploadPlain,
+    /// The same through a binding that leads to another runtime
+    BindingUploadDapr,
+    /// The same through a binding that leads to a component
+    BindingUploadComponent,
+    /// As `pingpong`, with the messages of a binding, on a plain route
+    #[value(name = "binding_pingpong_plain")]
+    BindingPingPongPlain,
+    /// The same through a binding that leads to another runtime
+    #[value(name = "binding_pingpong_dapr")]
+    BindingPingPongDapr,
+    /// The same through a binding that leads to a component
+    #[value(name = "binding_pingpong_component")]
+    BindingPingPongComponent,
+    /// One stream of 10 GiB to a component
+    BindingFile,
+    /// One HTTP/1.1 request of 10 GiB to a component
+    BindingFileHttp,
 }
 
 /// How a workload is spread out.
@@ -54,19 +78,35 @@ impl Work {
             Self::Uploads80 => "uploads80",
             Self::IdleStreams => "idle_streams",
             Self::IdleConnections => "idle_connections",
+            Self::BindingUploadPlain => "binding_upload_plain",
+            Self::BindingUploadDapr => "binding_upload_dapr",
+            Self::BindingUploadComponent => "binding_upload_component",
+            Self::BindingPingPongPlain => "binding_pingpong_plain",
+            Self::BindingPingPongDapr => "binding_pingpong_dapr",
+            Self::BindingPingPongComponent => "binding_pingpong_component",
+            Self::BindingFile => "binding_file",
+            Self::BindingFileHttp => "binding_file_http",
         }
     }
 
-    /// What it does at this scale. Memory is the question of the last three, so their connections shrink with the
+    /// What it does at this scale. Memory is the question of the idle ones, so their connections shrink with the
     /// scale; the others keep theirs and are repeated less often.
     pub(crate) fn shape(self, scale: f64) -> Shape {
         let (connections, streams, repeats) = match self {
             Self::Unary => (4, 8, scaled(1_500, scale)),
-            Self::Upload | Self::Download => (2, 2, scaled(5_000, scale)),
-            Self::PingPong => (4, 8, scaled(4_000, scale)),
+            Self::Upload
+            | Self::Download
+            | Self::BindingUploadPlain
+            | Self::BindingUploadDapr
+            | Self::BindingUploadComponent => (2, 2, scaled(5_000, scale)),
+            Self::PingPong
+            | Self::BindingPingPongPlain
+            | Self::BindingPingPongDapr
+            | Self::BindingPingPongComponent => (4, 8, scaled(4_000, scale)),
             Self::Uploads80 => (8, 10, scaled(400, scale)),
             Self::IdleStreams => (scaled(100, scale), 100, 1),
             Self::IdleConnections => (scaled(3_000, scale), 1, 1),
+            Self::BindingFile | Self::BindingFileHttp => (1, 1, scaled(FILE_MESSAGES, scale)),
         };
         Shape {
             connections: connections as usize,
@@ -77,7 +117,43 @@ impl Work {
 
     /// Whether each measurement needs a proxy that has done nothing before.
     pub(crate) fn wants_fresh_proxy(self) -> bool {
-        matches!(self, Self::Uploads80) || self.is_idle()
+        matches!(self, Self::Uploads80) || self.is_idle() || self.is_binding()
+    }
+
+    /// Whether only Thalweg can do it.
+    pub(crate) fn is_binding(self) -> bool {
+        self.way().is_some()
+    }
+
+    /// The way that a binding's stream takes through the proxy.
+    pub(crate) fn way(self) -> Option<Way> {
+        match self {
+            Self::BindingUploadPlain | Self::BindingPingPongPlain => Some(Way::Plain),
+            Self::BindingUploadDapr | Self::BindingPingPongDapr => Some(Way::Dapr),
+            Self::BindingUploadComponent
+            | Self::BindingPingPongComponent
+            | Self::BindingFile
+            | Self::BindingFileHttp => Some(Way::Component),
+            _ => None,
+        }
+    }
+
+    /// The work of the same messages on a plain route, which a binding is compared with.
+    pub(crate) fn plain(self) -> Option<Self> {
+        match self {
+            Self::BindingUploadDapr | Self::BindingUploadComponent => {
+                Some(Self::BindingUploadPlain)
+            }
+            Self::BindingPingPongDapr | Self::BindingPingPongComponent => {
+                Some(Self::BindingPingPongPlain)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether it is one file that takes its time.
+    pub(crate) fn is_file(self) -> bool {
+        matches!(self, Self::BindingFile | Self::BindingFileHttp)
     }
 
     /// Whether the streams are only held open.
@@ -85,14 +161,21 @@ impl Work {
         matches!(self, Self::IdleStreams | Self::IdleConnections)
     }
 
-    /// Rounds that say something new: memory of silent streams comes out the same each time.
+    /// Rounds that say something new: memory of silent streams, or of one file, comes out the same each time.
     pub(crate) fn rounds_max(self) -> u32 {
-        if self.is_idle() { 2 } else { u32::MAX }
+        if self.is_file() {
+            1
+        } else if self.is_idle() {
+            2
+        } else {
+            u32::MAX
+        }
     }
 
     /// Longest wait for one measurement at this scale; past it, the measurement has failed.
     pub(crate) fn time_limit(self, scale: f64) -> Duration {
-        Duration::from_secs(60).mul_f64(scale.max(1.0))
+        let seconds = if self.is_file() { 300 } else { 60 };
+        Duration::from_secs(seconds).mul_f64(scale.max(1.0))
     }
 }
 

@@ -8,6 +8,9 @@ use bytes::{BufMut, BytesMut};
 
 use super::{Form, put_head, put_initial, put_varint, varint_len};
 
+/// More than stands on either side of payload: a head, two tags and two varints, or a tag and a varint.
+const AROUND_MAX: usize = 5 + 2 * (1 + 10);
+
 /// Writes one stream; see the [module docs](self).
 #[derive(Clone, Copy, Debug)]
 pub struct Writer {
@@ -38,34 +41,49 @@ impl Writer {
     pub fn start(&self, length: u64, buffer: &mut BytesMut) {
         let number = 1 + varint_len(self.next);
         let data = 1 + varint_len(length) + length;
-        match self.form {
-            Form::Runtime => {
-                let payload = data + number;
-                put_head(buffer, 1 + varint_len(payload) + payload);
-                buffer.put_u8(0x12);
-                put_varint(buffer, payload);
-                buffer.put_u8(0x0a);
-                put_varint(buffer, length);
+        put_together(buffer, |mut start| {
+            match self.form {
+                Form::Runtime => {
+                    let payload = data + number;
+                    put_head(&mut start, 1 + varint_len(payload) + payload);
+                    start.put_u8(0x12);
+                    put_varint(&mut start, payload);
+                    start.put_u8(0x0a);
+                    put_varint(&mut start, length);
+                }
+                Form::Component => {
+                    put_head(&mut start, data + number);
+                    start.put_u8(0x12);
+                    put_varint(&mut start, length);
+                }
+                Form::Raw => {}
             }
-            Form::Component => {
-                put_head(buffer, data + number);
-                buffer.put_u8(0x12);
-                put_varint(buffer, length);
-            }
-            Form::Raw => {}
-        }
+            start.len()
+        });
     }
 
     /// Writes what stands after the payload.
     pub fn end(&mut self, buffer: &mut BytesMut) {
-        match self.form {
-            Form::Runtime => buffer.put_u8(0x10),
-            Form::Component => buffer.put_u8(0x18),
+        let tag = match self.form {
+            Form::Runtime => 0x10,
+            Form::Component => 0x18,
             Form::Raw => return,
-        }
-        put_varint(buffer, self.next);
+        };
+        put_together(buffer, |mut end| {
+            end.put_u8(tag);
+            put_varint(&mut end, self.next);
+            end.len()
+        });
         self.next = self.next.wrapping_add(1); // `first` may be anything
     }
+}
+
+/// Puts what `write` writes into the buffer at once: asking for room byte by byte costs more than the bytes. `write` says how
+/// much room it has left.
+fn put_together(buffer: &mut BytesMut, write: impl FnOnce(&mut [u8]) -> usize) {
+    let mut bytes = [0; AROUND_MAX];
+    let left = write(&mut bytes);
+    buffer.put_slice(&bytes[..AROUND_MAX - left]);
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@
 use std::{rc::Rc, sync::Arc, time::Duration};
 
 use ::http::{HeaderName, HeaderValue, Request, Response};
-use thalweg_filters::{Body, Error, Side};
+use thalweg_filters::{Body, Error, Side, sequence::Numbered};
 use thalweg_proto::{
     bindings::{
         ComponentInitialRequest, Form, InitialResponse, InvokeRequest, InvokeResponse, framed,
@@ -122,7 +122,11 @@ impl Component {
             to: Form::Runtime,
             sender: Sender::Upstream(Arc::clone(&self.label)),
         };
-        Ok(response.map(|body| body.wrap(|body| Translate::new(body, plan, 0, None))))
+        let mut response =
+            response.map(|body| body.wrap(|body| Translate::new(body, plan, 0, None)));
+        // The component's own numbers have been checked on the way, and these are new.
+        response.extensions_mut().insert(Numbered);
+        Ok(response)
     }
 
     async fn invoke(

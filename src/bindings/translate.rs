@@ -153,8 +153,7 @@ impl Translate {
     }
 
     fn take(&mut self, chunk: Chunk) -> Result<(), Fault> {
-        let (bytes, credit) = chunk.into_parts();
-        let mut rest = bytes.clone();
+        let (mut rest, credit) = chunk.into_parts();
         if self.plan.from == Form::Raw {
             // A message a piece: peers bound the size of messages.
             while rest.len() > RAW_MESSAGE_MAX {
@@ -162,7 +161,7 @@ impl Translate {
             }
         }
         self.translate(&rest)?;
-        drop(bytes);
+        drop(rest);
         self.out.seal(credit);
         Ok(())
     }
@@ -310,10 +309,13 @@ impl Out {
 
     /// Closes what came of a chunk. Its credit goes with the last part, so it returns when all has been handed on.
     fn seal(&mut self, credit: Credit) {
-        self.flush();
-        if let Some(last) = self.chunks.pop_back() {
-            let (bytes, _) = last.into_parts();
-            self.chunks.push_back(Chunk::from_parts(bytes, credit));
+        let last = if self.small.is_empty() {
+            self.chunks.pop_back().map(|last| last.into_parts().0)
+        } else {
+            Some(self.small.split().freeze())
+        };
+        if let Some(last) = last {
+            self.chunks.push_back(Chunk::from_parts(last, credit));
         }
     }
 }
