@@ -135,13 +135,10 @@ impl Bindings {
         invocation: Invocation,
         mut request: Request<Body>,
     ) -> Result<ChainFuture, Error> {
-        if invocation.name.is_empty() {
-            return Err(bad_request("binding name is required"));
-        }
+        let binding = self.find(&invocation.name)?;
         if invocation.operation.is_empty() {
             return Err(bad_request("operation is required"));
         }
-        let binding = self.find(&invocation.name)?;
         let extensions = request.extensions_mut();
         extensions.insert(Operation(Arc::clone(&invocation.operation)));
         extensions.insert(Arc::new(invocation));
@@ -188,6 +185,9 @@ impl Bindings {
     }
 
     fn find(&self, name: &str) -> Result<Rc<Binding>, Error> {
+        if name.is_empty() {
+            return Err(bad_request("binding name is required"));
+        }
         if let Some(known) = self.configured.get(name) {
             return Ok(Rc::clone(known));
         }
