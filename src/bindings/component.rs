@@ -71,11 +71,11 @@ impl Component {
         }
     }
 
-    /// Whether a stream might still find that the component knows no streams.
+    /// Whether a stream might still find that the component knows no streams. Of one that is not there, nothing is known.
     pub(super) fn is_unproven(&self) -> bool {
         self.handle
             .ready()
-            .is_ok_and(|ready| ready.streams() == Streams::Unproven)
+            .map_or(true, |ready| ready.streams() == Streams::Unproven)
     }
 
     pub(super) fn learn(&self, streams: Streams) {
