@@ -230,7 +230,7 @@ async fn status_of_a_component_comes_through_with_its_details() {
 async fn deadline_of_the_client_holds_and_is_passed_on() {
     let mut component = Component::start().await;
     let (_proxy, client) = with_component(&component).await;
-    let mut call = client.call(STREAM, &[("grpc-timeout", "300m")]).await;
+    let mut call = client.call(STREAM, &[("grpc-timeout", "1S")]).await;
     call.outgoing.message(&initial("it", "create", &[])).await;
 
     let mut served = component.call().await;

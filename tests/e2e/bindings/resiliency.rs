@@ -61,7 +61,7 @@ async fn handshake_has_its_time() {
 #[tokio::test]
 async fn established_stream_outlives_the_timeout() {
     let mut component = Component::start().await;
-    let (proxy, client) = with(&mut component, "resiliency: {timeout: 100ms}").await;
+    let (proxy, client) = with(&mut component, "resiliency: {timeout: 1s}").await;
     let mut long = client.invoke("it", &[]).await;
     let (mut served, mut outgoing) = component.stream().await;
     outgoing.message(&initial_response("", &[])).await;
@@ -152,7 +152,7 @@ async fn retries_end_with_the_last_failure_of_the_component() {
 async fn only_what_matches_is_tried_again() {
     let mut component = Component::start().await;
     let more =
-        "resiliency: {timeout: 50ms, retry: {duration: 1ms, matching: [DEADLINE_EXCEEDED, 10]}}";
+        "resiliency: {timeout: 1s, retry: {duration: 1ms, matching: [DEADLINE_EXCEEDED, 10]}}";
     let (proxy, client) = with(&mut component, more).await;
 
     let (answer, ()) = tokio::join!(client.stream("it", &[b"x"]), async {

@@ -280,8 +280,7 @@ async fn bad_number_breaks_the_request_off() {
 #[tokio::test]
 async fn retry_over_http1_says_the_request_again_while_the_client_goes_on() {
     let service = PlainUpstream::bind().await;
-    let more =
-        ", resiliency: {timeout: 100ms, retry: {duration: 1ms, matching: [DEADLINE_EXCEEDED]}}";
+    let more = ", resiliency: {timeout: 1s, retry: {duration: 1ms, matching: [DEADLINE_EXCEEDED]}}";
     let (_proxy, client) = with_service(&service.address, more).await;
     let mut call = open(&client, "create", &[]).await;
     let sending = async {
