@@ -21,7 +21,8 @@ use std::{
 };
 
 use ::http::{
-    HeaderMap, HeaderName, HeaderValue, Request, Response, Version, header, request::Parts,
+    HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version, header,
+    request::Parts,
 };
 use thalweg_filters::{
     Body, Error, Side, StreamContext,
@@ -29,7 +30,7 @@ use thalweg_filters::{
     metrics::Operation,
     stream::Protocol,
 };
-use thalweg_proto::{bindings::Form, status::Code};
+use thalweg_proto::{bindings::Form, method::is_grpc_content_type, status::Code};
 use tower::{Service, service_fn};
 
 use crate::{
@@ -308,6 +309,23 @@ fn pass_token(from: &HeaderMap, to: &mut HeaderMap) {
     if let Some(token) = from.get(&TOKEN) {
         to.insert(TOKEN, token.clone());
     }
+}
+
+/// The answer, if it is one of gRPC. What a load balancer says that has nobody behind it is no stream, but a failure.
+fn grpc_answer(label: &str, response: Response<Body>) -> Result<Response<Body>, Error> {
+    let (status, headers) = (response.status(), response.headers());
+    let content_type = headers.get(header::CONTENT_TYPE);
+    let speaks_grpc = content_type.is_none_or(|value| is_grpc_content_type(value.as_bytes()));
+    let has_status = thalweg_filters::ending::grpc_status(headers).is_some();
+    if has_status || status == StatusCode::OK && speaks_grpc {
+        return Ok(response);
+    }
+    Err(Error::new(
+        Code::from_http(status.as_u16()),
+        "upstream_not_grpc",
+        Side::Upstream,
+        format!("{label}: the upstream answered HTTP {status} and no gRPC"),
+    ))
 }
 
 /// The failure that an upstream has put into headers or trailers; `None` for success. A stream without a status has none to show.

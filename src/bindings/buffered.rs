@@ -21,7 +21,7 @@ use thalweg_proto::{
 };
 
 use super::{
-    no_status, ok_status, response,
+    grpc_answer, no_status, ok_status, response,
     translate::{Plan, Sender, Translate},
 };
 use crate::{forward, telemetry::BindingStats, upstream::Cluster};
@@ -68,10 +68,11 @@ impl Buffer {
         stall: Duration,
         into: impl FnOnce(A) -> (InitialResponse, Bytes),
     ) -> Result<Response<Body>, Error> {
-        let (parts, mut body) = forward::send(cluster, request, stall).await?.into_parts();
+        let label = &self.label;
+        let answer = grpc_answer(label, forward::send(cluster, request, stall).await?)?;
+        let (parts, mut body) = answer.into_parts();
         let in_head = grpc_status(&parts.headers).map(|_| parts.headers);
         let (whole, trailers) = self.read(&mut body).await?;
-        let label = &self.label;
         let status = trailers.or(in_head).ok_or_else(|| no_status(label))?;
         match grpc_status(&status) {
             None => return Err(no_status(label)),

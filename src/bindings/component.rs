@@ -24,7 +24,7 @@ use thalweg_proto::{
 use super::{
     Invocation,
     buffered::Buffer,
-    grpc_request,
+    grpc_answer, grpc_request,
     translate::{Plan, Sender, Translate},
 };
 use crate::{config, forward, upstream::Cluster};
@@ -71,11 +71,11 @@ impl Component {
         }
     }
 
-    /// Whether a stream might still find that the component knows no streams.
+    /// Whether a stream might still find that the component knows no streams. Of one that is not there, nothing is known.
     pub(super) fn is_unproven(&self) -> bool {
         self.handle
             .ready()
-            .is_ok_and(|ready| ready.streams() == Streams::Unproven)
+            .map_or(true, |ready| ready.streams() == Streams::Unproven)
     }
 
     pub(super) fn learn(&self, streams: Streams) {
@@ -117,6 +117,7 @@ impl Component {
         let body = Translate::new(body, plan, 1, Some(initial)).without_initial();
         let request = self.request(INVOKE_STREAM, &parts, body.into_body());
         let response = forward::send(&self.cluster, request, self.stall).await?;
+        let response = grpc_answer(&self.label, response)?;
         let plan = Plan {
             from: Form::Component,
             to: Form::Runtime,

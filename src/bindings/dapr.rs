@@ -11,7 +11,10 @@ use thalweg_proto::bindings::{
     InitialResponse, InvokeBindingRequest, InvokeBindingResponse, framed,
 };
 
-use super::{Invocation, buffered::Buffer, component::control::Streams, grpc_request, pass_token};
+use super::{
+    Invocation, buffered::Buffer, component::control::Streams, grpc_answer, grpc_request,
+    pass_token,
+};
 use crate::{config, forward, upstream::Cluster};
 
 const INVOKE_BINDING: &str = "/dapr.proto.runtime.v1.Dapr/InvokeBinding";
@@ -57,7 +60,8 @@ impl Dapr {
         }
         // The answer is read on its way back, so it must not be compressed.
         request.headers_mut().remove("grpc-accept-encoding");
-        forward::send(&self.cluster, request, self.stall).await
+        let response = forward::send(&self.cluster, request, self.stall).await?;
+        grpc_answer(&self.buffer.label, response)
     }
 
     async fn invoke(

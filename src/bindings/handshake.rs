@@ -22,7 +22,7 @@ use std::{
     time::Duration,
 };
 
-use ::http::{Request, Response};
+use ::http::{HeaderMap, Request, Response};
 use http_body::{Body as _, Frame, SizeHint};
 use thalweg_filters::{Body, Chunk, Error, Side, circuit_breaker::Breaker, ending::grpc_status};
 use thalweg_proto::status::{Code, decode_message};
@@ -51,7 +51,12 @@ enum Outcome {
     /// The answer has begun.
     Established(Response<Body>),
     /// The target's own answer is that it failed.
-    Refused(Response<Body>, Code),
+    Refused {
+        response: Response<Body>,
+        code: Code,
+        /// It is what one hears who streams to a method that there is not.
+        no_such_method: bool,
+    },
     /// There is no answer.
     Failed(Error),
 }
@@ -83,50 +88,53 @@ impl Handshake {
             .get()
             .map(Arc::clone)
             .expect("whoever sends a stream to a binding says what it wants");
-        // A unary call tells nothing of streams.
-        let unproven = !invocation.unary && self.target.is_unproven();
+        let unproven = self.may_find_no_streams(&invocation);
         if !unproven && self.policy == config::Resiliency::default() {
             return self.target.open(&invocation, request).await;
         }
         // On the heap: most streams go without.
-        Box::pin(self.with_care(&invocation, request, unproven)).await
+        Box::pin(self.with_care(&invocation, request)).await
+    }
+
+    /// Whether the stream might find that the target knows no streams. A unary call finds nothing out.
+    fn may_find_no_streams(&self, invocation: &Invocation) -> bool {
+        !invocation.unary && self.target.is_unproven()
     }
 
     async fn with_care(
         &self,
         invocation: &Invocation,
         request: Request<Body>,
-        mut unproven: bool,
     ) -> Result<Response<Body>, Error> {
         let (parts, body) = request.into_parts();
         let retry = self.policy.retry.as_ref();
-        let kept = retry.map_or(0, |retry| retry.replay_bytes);
-        let replay = Replay::new(
-            body,
-            if unproven {
-                kept.max(self.buffer_max)
-            } else {
-                kept
-            },
-        );
+        let mut kept = retry.map_or(0, |retry| retry.replay_bytes);
+        if self.may_find_no_streams(invocation) {
+            kept = kept.max(self.buffer_max);
+        }
+        let replay = Replay::new(body, kept);
         let mut retries = 0;
         loop {
             let permit = match &self.breaker {
                 Some(breaker) => Some(breaker.admit()?),
                 None => None,
             };
+            // It may have become known since the last attempt, by another stream or by reflection.
+            let unproven = self.may_find_no_streams(invocation);
             let request = Request::from_parts(parts.clone(), replay.body());
             let outcome = self.attempt(invocation, request).await;
-            if unproven {
-                unproven = false;
-                if outcome.knows_no_streams() {
+            match outcome {
+                Outcome::Established(_) if unproven => self.target.learn(Streams::Yes),
+                Outcome::Refused {
+                    no_such_method: true,
+                    ..
+                } if unproven => {
                     self.target.learn(Streams::No);
                     if replay.is_intact() {
                         continue;
                     }
-                } else if matches!(outcome, Outcome::Established(_)) {
-                    self.target.learn(Streams::Yes);
                 }
+                _ => {}
             }
             let code = outcome.code();
             if let Some(permit) = permit {
@@ -156,7 +164,7 @@ impl Handshake {
                     retries += 1;
                     pause(&replay, wait).await?;
                 }
-                (Outcome::Refused(response, _), _) => return Ok(response),
+                (Outcome::Refused { response, .. }, _) => return Ok(response),
                 (Outcome::Failed(error), _) => return Err(error),
             }
         }
@@ -189,18 +197,24 @@ impl Handshake {
 
 /// Waits for the first message of an answer, or for what comes in its place.
 async fn first_message(response: Response<Body>) -> Outcome {
-    if let Some(code) = grpc_status(response.headers()) {
-        return match code {
-            Code::Ok => Outcome::Established(response),
-            code => Outcome::Refused(response, code),
+    if let Some(code) = failure(response.headers()) {
+        let no_such_method = no_such_method(code, response.headers());
+        return Outcome::Refused {
+            response,
+            code,
+            no_such_method,
         };
+    }
+    if grpc_status(response.headers()).is_some() {
+        return Outcome::Established(response);
     }
     let (parts, mut body) = response.into_parts();
     let first = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
     let refused = match &first {
-        Some(Ok(frame)) => (frame.trailers_ref())
-            .and_then(grpc_status)
-            .filter(|code| *code != Code::Ok),
+        Some(Ok(frame)) => frame.trailers_ref().and_then(|trailers| {
+            let code = failure(trailers)?;
+            Some((code, no_such_method(code, trailers)))
+        }),
         Some(Err(error)) => return Outcome::Failed(error.clone()),
         None => None,
     };
@@ -210,9 +224,26 @@ async fn first_message(response: Response<Body>) -> Outcome {
     });
     let response = Response::from_parts(parts, body);
     match refused {
-        Some(code) => Outcome::Refused(response, code),
+        Some((code, no_such_method)) => Outcome::Refused {
+            response,
+            code,
+            no_such_method,
+        },
         None => Outcome::Established(response),
     }
+}
+
+/// The status in headers or trailers, if it is one of failure.
+fn failure(headers: &HeaderMap) -> Option<Code> {
+    grpc_status(headers).filter(|code| *code != Code::Ok)
+}
+
+/// Whether a status is what one hears who streams to a method that there is not.
+fn no_such_method(code: Code, headers: &HeaderMap) -> bool {
+    let message = headers.get("grpc-message");
+    code == Code::Unimplemented
+        || message
+            .is_some_and(|message| decode_message(message.as_bytes()).contains(NOT_KNOWN_TO_DAPR))
 }
 
 /// How long to wait before a handshake that ended with `code` is tried again; `None` if it is not.
@@ -256,28 +287,16 @@ impl Outcome {
     fn code(&self) -> Code {
         match self {
             Self::Established(_) => Code::Ok,
-            Self::Refused(_, code) => *code,
+            Self::Refused { code, .. } => *code,
             Self::Failed(error) => error.code(),
         }
-    }
-
-    /// Whether it is what one hears who streams to a method that there is not.
-    fn knows_no_streams(&self) -> bool {
-        let Self::Refused(response, code) = self else {
-            return false;
-        };
-        let message = response.headers().get("grpc-message");
-        *code == Code::Unimplemented
-            || message.is_some_and(|message| {
-                decode_message(message.as_bytes()).contains(NOT_KNOWN_TO_DAPR)
-            })
     }
 
     /// Whose doing it is that it went wrong; `None` if it did not.
     fn side(&self) -> Option<Side> {
         match self {
             Self::Established(_) => None,
-            Self::Refused(..) => Some(Side::Upstream),
+            Self::Refused { .. } => Some(Side::Upstream),
             Self::Failed(error) => Some(error.side()),
         }
     }

@@ -12,7 +12,7 @@ use percent_encoding::percent_decode_str;
 use thalweg_filters::{Body, Error, Side, StreamContext, stream::Protocol};
 use thalweg_proto::{
     bindings::{Form, InitialResponse, framed_initial},
-    status::Code,
+    status::{Code, encode_message},
 };
 
 use super::{
@@ -33,6 +33,10 @@ const OURS: [HeaderName; 9] = [
     header::EXPECT,
     HeaderName::from_static("keep-alive"),
 ];
+
+/// The status with which a web service refused, in the extensions of the answer: plain HTTP hears the same.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Refusal(pub(super) StatusCode);
 
 /// A web service, as one worker reaches it.
 pub(super) struct Http {
@@ -68,7 +72,7 @@ impl Http {
             .await?
             .into_parts();
         if parts.status.is_client_error() || parts.status.is_server_error() {
-            return Err(self.refused(parts.status));
+            return Ok(refused(parts.status));
         }
         let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
         let content_type = parts.headers.get(header::CONTENT_TYPE).map(text);
@@ -182,28 +186,27 @@ impl Http {
             ))),
         }
     }
+}
 
-    fn refused(&self, status: StatusCode) -> Error {
-        let code = match status.as_u16() {
-            400 | 422 => Code::InvalidArgument,
-            404 | 410 => Code::NotFound,
-            409 => Code::Aborted,
-            412 => Code::FailedPrecondition,
-            413 | 429 => Code::ResourceExhausted,
-            status @ 500..=501 => {
-                if status == 501 {
-                    Code::Unimplemented
-                } else {
-                    Code::Internal
-                }
-            }
-            status => Code::from_http(status),
-        };
-        let message = format!(
-            "error invoking output {}: the service answered {status}",
-            self.label
-        );
-        Error::new(code, "invoke_output_binding", Side::Upstream, message)
-            .with_http_status(status.as_u16())
+/// What a status of 400 or above is in the one form. It is the service's answer and not a breakdown, so filters see it as such.
+fn refused(status: StatusCode) -> Response<Body> {
+    let code = match status.as_u16() {
+        400 | 422 => Code::InvalidArgument,
+        404 | 410 => Code::NotFound,
+        409 => Code::Aborted,
+        412 => Code::FailedPrecondition,
+        413 | 429 => Code::ResourceExhausted,
+        500 => Code::Internal,
+        501 => Code::Unimplemented,
+        status => Code::from_http(status),
+    };
+    let mut refused = response(Body::empty());
+    let headers = refused.headers_mut();
+    headers.insert("grpc-status", HeaderValue::from_static(code.as_str()));
+    let message = format!("the service answered {status}");
+    if let Ok(message) = HeaderValue::from_str(&encode_message(&message)) {
+        headers.insert("grpc-message", message);
     }
+    refused.extensions_mut().insert(Refusal(status));
+    refused
 }

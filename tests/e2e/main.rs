@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `admin` | what the operator is told |
 //! | `backpressure` | how far a sender gets whose reader does not read |
+//! | `bindings` | what bindings promise, line by line, to clients of gRPC and of plain HTTP |
 //! | `cli` | what the binary says and how it exits |
 //! | `deadlines` | what `grpc-timeout` promises, and what it tells the upstream |
 //! | `endings` | how streams end when somebody does not keep to the plan |
@@ -24,6 +25,7 @@
 
 mod admin;
 mod backpressure;
+mod bindings;
 mod cli;
 mod deadlines;
 mod endings;

@@ -7,6 +7,8 @@
 //! | [`client`] | a client on the `h2` crate |
 //! | [`flood`] | senders that never tire, and readers that give nothing back |
 //! | [`child`] | the proxy as a process of its own |
+//! | [`binding`] | the messages of bindings, and clients that say them |
+//! | [`component`] | a pluggable component |
 //! | [`operator`] | who asks the admin endpoints |
 //! | [`upstream`] | an upstream on the `h2` crate |
 //! | [`raw`] | either side of HTTP/2, frame by frame and byte by byte |
@@ -17,8 +19,10 @@ use std::{future::Future, time::Duration};
 use bytes::{BufMut, Bytes, BytesMut};
 use http::HeaderMap;
 
+pub(crate) mod binding;
 pub(crate) mod child;
 pub(crate) mod client;
+pub(crate) mod component;
 pub(crate) mod flood;
 pub(crate) mod operator;
 pub(crate) mod plain;

@@ -27,6 +27,7 @@ use thalweg_proto::{
 use super::{
     super::{
         Bindings, Invocation, bad_request, buffered, failure,
+        http::Refusal,
         translate::{Plan, Sender, Translate},
     },
     Call,
@@ -139,7 +140,11 @@ impl Answer {
     pub(super) async fn read(response: Response<Body>, label: &str) -> Result<Self, Error> {
         let (parts, body) = response.into_parts();
         if let Some(error) = failure(label, &parts.headers) {
-            return Err(error);
+            let refusal = parts.extensions.get::<Refusal>();
+            return Err(match refusal {
+                Some(Refusal(status)) => error.with_http_status(status.as_u16()),
+                None => error,
+            });
         }
         let whole = grpc_status(&parts.headers).is_some();
         let plan = Plan {

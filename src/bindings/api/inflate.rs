@@ -2,9 +2,13 @@
 //!
 //! A compressed message has no length before it is whole, so each is collected, up to a bound, and handed on as a message
 //! without compression. Only clients that compress pay for it.
+//!
+//! A window's worth of compressed bytes can be a thousand windows' worth in the end. So they wait as they came, and are inflated as the
+//! far side takes what came of those before: a stream holds [`WINDOW`] and a message or two.
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -13,12 +17,21 @@ use bytes::{BufMut, Bytes, BytesMut};
 use http_body::Frame;
 use thalweg_filters::{
     Body, Chunk, Error, Side,
+    body::Ledger,
     gzip::{self, InflateError},
 };
 use thalweg_proto::{
     frame::{Event, FrameInspector, Head},
     status::Code,
 };
+
+use crate::stage::Stage;
+
+/// What may wait for the far side after it was inflated.
+const WINDOW: usize = 256 * 1024;
+
+/// What is inflated in one go; a thousand times as much may come of it.
+const PIECE: usize = 4 * 1024;
 
 const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 
@@ -30,6 +43,9 @@ pub(super) fn inflated(mut request: Request<Body>, most: usize) -> Result<Reques
         Some(encoding) if encoding == "gzip" => Ok(request.map(|body| {
             body.wrap(|inner| Inflate {
                 inner,
+                waiting: Stage::default(),
+                ended: false,
+                inflated: Ledger::window(WINDOW),
                 frames: FrameInspector::new(),
                 head: None,
                 collected: BytesMut::new(),
@@ -54,6 +70,10 @@ pub(super) fn inflated(mut request: Request<Body>, most: usize) -> Result<Reques
 
 struct Inflate {
     inner: Body,
+    /// What has come and is not inflated yet; the client's window bounds it.
+    waiting: Stage,
+    ended: bool,
+    inflated: Arc<Ledger>,
     frames: FrameInspector,
     head: Option<Head>,
     /// What has come of a compressed message.
@@ -65,7 +85,7 @@ struct Inflate {
 
 impl Inflate {
     fn take(&mut self, chunk: Chunk) -> Result<Option<Chunk>, Error> {
-        let (bytes, credit) = chunk.into_parts();
+        let (bytes, _) = chunk.into_parts();
         let mut out = BytesMut::with_capacity(bytes.len());
         for event in self.frames.inspect(&bytes) {
             let event = event.map_err(|fault| malformed(fault.to_string()))?;
@@ -104,7 +124,7 @@ impl Inflate {
                 (Event::End, _) => {}
             }
         }
-        Ok((!out.is_empty()).then(|| Chunk::from_parts(out.freeze(), credit)))
+        Ok((!out.is_empty()).then(|| self.inflated.take(out.freeze())))
     }
 }
 
@@ -117,27 +137,40 @@ impl http_body::Body for Inflate {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Chunk>, Error>>> {
         let this = &mut *self;
-        loop {
-            let Some(frame) = ready!(Pin::new(&mut this.inner).poll_frame(cx)) else {
-                return Poll::Ready(if this.frames.is_at_boundary() {
-                    None
-                } else {
-                    Some(Err(malformed("the request ended within a message".into())))
-                });
-            };
-            match frame?.into_data() {
-                Ok(chunk) => {
-                    if let Some(chunk) = this.take(chunk)? {
-                        return Poll::Ready(Some(Ok(Frame::data(chunk))));
-                    }
-                }
-                Err(frame) => return Poll::Ready(Some(Ok(frame))),
+        // Whatever comes is read, also while the far side takes nothing: see `pump`. A request's trailers mean nothing to a binding.
+        while !this.ended {
+            match Pin::new(&mut this.inner).poll_frame(cx) {
+                Poll::Pending => break,
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(chunk) => this.waiting.push(chunk),
+                    Err(_) => this.ended = true,
+                },
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error))),
+                Poll::Ready(None) => this.ended = true,
             }
         }
+        ready!(this.inflated.poll_open(cx));
+        while !this.waiting.is_empty() {
+            let piece = this.waiting.pop(PIECE);
+            if let Some(chunk) = this.take(piece)? {
+                return Poll::Ready(Some(Ok(Frame::data(chunk))));
+            }
+        }
+        if !this.ended {
+            // Asked again when more comes, or when what waits is taken.
+            return Poll::Pending;
+        }
+        Poll::Ready(if this.frames.is_at_boundary() {
+            None
+        } else {
+            Some(Err(malformed("the request ended within a message".into())))
+        })
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream() && self.frames.is_at_boundary()
+        self.waiting.is_empty()
+            && (self.ended || self.inner.is_end_stream())
+            && self.frames.is_at_boundary()
     }
 }
 

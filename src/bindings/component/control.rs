@@ -291,11 +291,8 @@ impl Remote {
             let answer: Result<ReflectionResponse, Refusal> = self.call(path, &ask, PROMPT).await;
             let answer = match answer {
                 Ok(answer) => answer,
-                Err(refusal) if refusal.is_temporary() => {
-                    return Err(format!("reflection: {refusal}"));
-                }
-                // It has no reflection of this version, however it says so.
-                Err(_) => continue,
+                Err(refusal) if refusal.code == Code::Unimplemented => continue,
+                Err(refusal) => return Err(format!("reflection: {refusal}")),
             };
             if let Some(error) = answer.error_response {
                 return Err(format!(
@@ -403,11 +400,6 @@ impl Remote {
 impl Refusal {
     fn new(code: Code, message: String) -> Self {
         Self { code, message }
-    }
-
-    /// Whether the component might answer otherwise in a moment.
-    fn is_temporary(&self) -> bool {
-        matches!(self.code, Code::Unavailable | Code::DeadlineExceeded)
     }
 }
 

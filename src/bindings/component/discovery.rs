@@ -162,13 +162,16 @@ fn list(folder: &Path) -> io::Result<Vec<(String, PathBuf)>> {
         let is_socket =
             std::fs::metadata(entry.path()).is_ok_and(|file| file.file_type().is_socket());
         let path = entry.path();
-        if let Some(name) = path.file_stem().and_then(OsStr::to_str)
-            && is_socket
-            // It becomes the value of a header.
-            && name.bytes().all(|byte| byte.is_ascii_graphic())
-        {
-            sockets.push((name.to_owned(), path));
+        let name = path.file_stem().and_then(OsStr::to_str);
+        let Some(name) = name.filter(|_| is_socket) else {
+            continue;
+        };
+        // The component is told its name in a header.
+        if !name.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+            tracing::debug!(socket = ?path, "passed over: its name is not visible ASCII");
+            continue;
         }
+        sockets.push((name.to_owned(), path));
     }
     sockets.sort();
     Ok(sockets)

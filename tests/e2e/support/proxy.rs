@@ -121,8 +121,20 @@ impl TestProxy {
         let yaml = format!(
             "admin: {admin}\nworkers: 1\ndrain: {{timeout: 5s}}\nfilters: [metrics]\n{yaml}"
         );
-        let config = config::parse(&yaml, "test.yaml", &|_| None)
-            .unwrap_or_else(|faults| panic!("{faults}"));
+        Self::start_as(&yaml).await
+    }
+
+    /// The same, with filters of the test's own.
+    pub(crate) async fn start_bare(yaml: &str) -> Self {
+        let yaml = format!(
+            "admin: {{address: \"127.0.0.1:0\"}}\nworkers: 1\ndrain: {{timeout: 5s}}\n{yaml}"
+        );
+        Self::start_as(&yaml).await
+    }
+
+    async fn start_as(yaml: &str) -> Self {
+        let config =
+            config::parse(yaml, "test.yaml", &|_| None).unwrap_or_else(|faults| panic!("{faults}"));
         let app = within("the proxy starts", App::start(config))
             .await
             .unwrap_or_else(|error| panic!("{error}"));
@@ -150,6 +162,16 @@ impl TestProxy {
     pub(crate) async fn metric_is(&self, line: &str, wanted: u64) {
         within(&format!("{line} is {wanted}"), async {
             while self.metric(line).await != wanted {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+
+    /// Waits until a line of `/metrics` has at least a number.
+    pub(crate) async fn reaches(&self, line: &str, least: u64) {
+        within(&format!("{line} is {least}"), async {
+            while self.metric(line).await < least {
                 tokio::task::yield_now().await;
             }
         })

@@ -157,6 +157,11 @@ impl Outgoing {
         self.0.send_data(Bytes::new(), true).unwrap();
     }
 
+    /// Ends this half, unless the stream is over.
+    pub(crate) fn try_end(&mut self) {
+        let _ = self.0.send_data(Bytes::new(), true);
+    }
+
     /// Ends this half with trailers.
     pub(crate) fn trailers(&mut self, pairs: &[(&str, &str)]) {
         self.0.send_trailers(headers(pairs)).unwrap();
@@ -184,6 +189,15 @@ impl Answer {
         match self.ending("grpc-status") {
             Some(status) => Code::from_header(status.as_bytes()),
             None => panic!("no grpc-status: {self:?}"),
+        }
+    }
+
+    /// What gRPC makes of the answer, be there a status or not.
+    pub(crate) fn code_or_unknown(&self) -> Code {
+        match self.ending("grpc-status") {
+            Some(status) => Code::from_header(status.as_bytes()),
+            None if self.status == 200 => Code::Unknown,
+            None => Code::from_http(self.status.as_u16()),
         }
     }
 

@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
 };
@@ -20,6 +20,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
     sync::mpsc,
+    task::AbortHandle,
 };
 
 use super::{
@@ -34,6 +35,17 @@ pub(crate) struct Upstream {
     pub(crate) address: String,
     calls: mpsc::UnboundedReceiver<Call>,
     connections: Arc<AtomicUsize>,
+    life: Life,
+}
+
+/// The end of an upstream, in the hands of whoever may bring it about.
+#[derive(Clone, Default)]
+pub(crate) struct Life(Arc<Mutex<Living>>);
+
+#[derive(Default)]
+struct Living {
+    accepting: Option<AbortHandle>,
+    connections: Vec<Connection>,
 }
 
 /// A call, as its upstream holds it.
@@ -81,12 +93,13 @@ impl Upstream {
     /// From now on, on a listener whose connections nobody has answered so far.
     pub(crate) fn listen(listener: TcpListener, builder: Builder) -> Self {
         let (upstream, accepted) = Self::new(listener.local_addr().unwrap());
-        tokio::spawn(async move {
+        let accepting = tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
                 socket.set_nodelay(true).unwrap();
                 accepted.serve(socket, &builder);
             }
         });
+        upstream.life.0.lock().unwrap().accepting = Some(accepting.abort_handle());
         upstream
     }
 
@@ -94,11 +107,12 @@ impl Upstream {
     pub(crate) fn start_on(path: &Path) -> Self {
         let listener = UnixListener::bind(path).unwrap();
         let (upstream, accepted) = Self::new(format!("unix:{}", path.display()));
-        tokio::spawn(async move {
+        let accepting = tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
                 accepted.serve(socket, &builder());
             }
         });
+        upstream.life.0.lock().unwrap().accepting = Some(accepting.abort_handle());
         upstream
     }
 
@@ -109,10 +123,12 @@ impl Upstream {
             address: address.to_string(),
             calls,
             connections: Arc::clone(&connections),
+            life: Life::default(),
         };
         let accepted = Accepted {
             calls: sender,
             connections,
+            life: upstream.life.clone(),
         };
         (upstream, accepted)
     }
@@ -122,6 +138,11 @@ impl Upstream {
         within("a call reaches the upstream", self.calls.recv())
             .await
             .unwrap()
+    }
+
+    /// The next call, whenever it comes.
+    pub(crate) async fn next(&mut self) -> Option<Call> {
+        self.calls.recv().await
     }
 
     /// The next so many calls.
@@ -160,6 +181,22 @@ impl Upstream {
     pub(crate) fn connections(&self) -> usize {
         self.connections.load(SeqCst)
     }
+
+    /// What it lives by.
+    pub(crate) fn life(&self) -> Life {
+        self.life.clone()
+    }
+}
+
+impl Life {
+    /// As when the process is killed: nobody listens any more, and every connection is closed without a word.
+    pub(crate) fn end(&self) {
+        let living = std::mem::take(&mut *self.0.lock().unwrap());
+        living.accepting.unwrap().abort();
+        for connection in living.connections {
+            connection.vanish();
+        }
+    }
 }
 
 /// An upstream whose calls go to a script.
@@ -183,6 +220,12 @@ pub(crate) async fn echo(mut call: Call) {
         outgoing.message(&message).await;
     }
     outgoing.trailers(&[("grpc-status", "0")]);
+}
+
+/// Answers plain HTTP with the status that its path says.
+pub(crate) async fn refuse_http(mut call: Call) {
+    let status = call.path().trim_start_matches('/').parse().unwrap();
+    call.finish_with(status, &[]);
 }
 
 /// A builder whose windows are in nobody's way.
@@ -217,6 +260,7 @@ pub(crate) async fn nobody() -> SocketAddr {
 struct Accepted {
     calls: mpsc::UnboundedSender<Call>,
     connections: Arc<AtomicUsize>,
+    life: Life,
 }
 
 impl Accepted {
@@ -229,6 +273,7 @@ impl Accepted {
             index: self.connections.fetch_add(1, SeqCst),
             orders,
         };
+        (self.life.0.lock().unwrap().connections).push(connection.clone());
         let calls = self.calls.clone();
         let builder = builder.clone();
         tokio::spawn(async move {
