@@ -6,10 +6,12 @@
 use std::{cell::Cell, rc::Rc, time::Duration};
 
 use ::http::{Request, Response};
-use thalweg_filters::{Body, Error};
-use thalweg_proto::bindings::{
-    InitialResponse, InvokeBindingRequest, InvokeBindingResponse, framed,
+use thalweg_filters::{Body, Error, ending::grpc_status};
+use thalweg_proto::{
+    bindings::{InitialResponse, InvokeBindingRequest, InvokeBindingResponse, framed},
+    status::Code,
 };
+use tokio::time::Instant;
 
 use super::{
     Invocation, buffered::Buffer, component::control::Streams, grpc_answer, grpc_request,
@@ -19,6 +21,9 @@ use crate::{config, forward, upstream::Cluster};
 
 const INVOKE_BINDING: &str = "/dapr.proto.runtime.v1.Dapr/InvokeBinding";
 
+/// How long a server that knows no streams is taken for one.
+const ASK_AGAIN: Duration = Duration::from_secs(60);
+
 /// What a stock daprd says to a method that it does not know: it takes it for one to be proxied to an app.
 pub(super) const NOT_KNOWN_TO_DAPR: &str = "failed to proxy request";
 
@@ -26,6 +31,8 @@ pub(super) const NOT_KNOWN_TO_DAPR: &str = "failed to proxy request";
 pub(super) struct Dapr {
     cluster: Rc<Cluster>,
     streams: Cell<Streams>,
+    /// When it was found to know no streams. It may have been exchanged for one that does.
+    refused_at: Cell<Option<Instant>>,
     buffer: Buffer,
     stall: Duration,
 }
@@ -37,17 +44,27 @@ impl Dapr {
         Self {
             cluster,
             streams: Cell::new(Streams::Unproven),
+            refused_at: Cell::new(None),
             buffer,
             stall: binding.timeouts.stall,
         }
     }
 
     pub(super) fn is_unproven(&self) -> bool {
+        if self
+            .refused_at
+            .get()
+            .is_some_and(|at| at.elapsed() >= ASK_AGAIN)
+        {
+            self.learn(Streams::Unproven);
+        }
         self.streams.get() == Streams::Unproven
     }
 
     pub(super) fn learn(&self, streams: Streams) {
         self.streams.set(streams);
+        self.refused_at
+            .set((streams == Streams::No).then(Instant::now));
     }
 
     pub(super) async fn open(
@@ -61,6 +78,10 @@ impl Dapr {
         // The answer is read on its way back, so it must not be compressed.
         request.headers_mut().remove("grpc-accept-encoding");
         let response = forward::send(&self.cluster, request, self.stall).await?;
+        if grpc_status(response.headers()) == Some(Code::Unimplemented) {
+            // The next stream finds out what it can do now.
+            self.learn(Streams::Unproven);
+        }
         grpc_answer(&self.buffer.label, response)
     }
 

@@ -140,8 +140,9 @@ impl Handshake {
             if let Some(permit) = permit {
                 match outcome.side() {
                     None => permit.success(),
-                    Some(Side::Client) => drop(permit),
-                    Some(_) => permit.judge_status(code),
+                    Some(Side::Upstream) => permit.judge_status(code),
+                    // Neither a client nor the proxy itself says anything of the target.
+                    Some(_) => drop(permit),
                 }
             }
             let wait = retry.and_then(|retry| wait(retry, retries, code));

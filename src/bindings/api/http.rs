@@ -95,15 +95,19 @@ pub(super) async fn unary(
         }
         whole.put(chunk);
     }
-    let json: Json = serde_json::from_slice(&whole).map_err(|error| {
-        let message = format!("failed deserializing HTTP body: {error}");
+    let malformed = |why: &dyn std::fmt::Display| {
+        let message = format!("failed deserializing HTTP body: {why}");
         Error::new(
             Code::InvalidArgument,
             "malformed_request",
             Side::Client,
             message,
         )
-    })?;
+    };
+    if whole.trim_ascii_start().first() == Some(&b'[') {
+        return Err(malformed(&"expected an object, found a list"));
+    }
+    let json: Json = serde_json::from_slice(&whole).map_err(|error| malformed(&error))?;
     let data = json
         .data
         .map_or_else(Bytes::new, |data| data.to_string().into());

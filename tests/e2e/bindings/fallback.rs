@@ -371,3 +371,28 @@ async fn runtime_that_streams_is_not_collected() {
     let buffered = "thalweg_binding_buffered_total{binding=\"it\"}";
     assert_eq!(proxy.metric(buffered).await, 0);
 }
+
+#[tokio::test]
+async fn runtime_that_is_exchanged_for_a_stock_daprd_is_found_out_by_the_next_stream() {
+    let mut upstream = Upstream::start().await;
+    let (_proxy, client) = with_runtime(&upstream).await;
+    let (first, ()) = tokio::join!(client.stream("it", &[b"x"]), async {
+        let mut served = upstream.call().await;
+        served.respond().trailers(&[("grpc-status", "0")]);
+    });
+    assert_eq!(first.code(), Code::Ok);
+
+    let refuse_stream = async |upstream: &mut Upstream| {
+        let mut served = upstream.call().await;
+        assert_eq!(served.path(), STREAM);
+        refuse(&mut served, "12", "unknown method");
+    };
+    let (second, ()) = tokio::join!(client.stream("it", &[b"x"]), refuse_stream(&mut upstream));
+    assert_eq!(second.code(), Code::Unimplemented);
+
+    let (third, _) = tokio::join!(client.stream("it", &[b"third"]), async {
+        refuse_stream(&mut upstream).await;
+        answer_invoke_binding(upstream.call().await).await
+    });
+    assert_eq!(third.payload(), "third");
+}

@@ -443,7 +443,7 @@ async fn bad_unary_calls_are_told_what_is_wrong() {
     for (json, status, code) in [
         (&b"{"[..], 400, "ERR_MALFORMED_REQUEST"),
         (b"", 400, "ERR_MALFORMED_REQUEST"),
-        (b"[]", 400, "ERR_BAD_REQUEST"),
+        (b"[]", 400, "ERR_MALFORMED_REQUEST"),
         (b"{}", 400, "ERR_BAD_REQUEST"),
         (&large[..], 413, "ERR_BUFFER_OVERFLOW"),
     ] {
