@@ -17,7 +17,7 @@
 
 use std::{collections::BTreeMap, rc::Rc, sync::Arc};
 
-use ::http::{Request, Response};
+use ::http::{HeaderValue, Request, Response, header};
 use bytes::Bytes;
 use object_store::{GetOptions, GetResult, path::Path};
 use serde::Serialize;
@@ -198,11 +198,16 @@ impl ObjectStore {
             to: Form::Runtime,
             sender: Sender::Upstream(Arc::clone(&self.label)),
         };
-        Ok(response(
+        let mut answer = response(
             Translate::new(body, plan, 0, Some(framed_initial(&initial)))
                 .without_initial()
                 .into_body(),
-        ))
+        );
+        if hashed {
+            let sum = HeaderValue::from_static(download::SHA256);
+            answer.headers_mut().insert(header::TRAILER, sum);
+        }
+        Ok(answer)
     }
 
     async fn head(&self, wanted: &Wanted<'_>) -> Result<Response<Body>, Error> {

@@ -72,9 +72,16 @@ pub(super) async fn stream(
     let label = format!("binding {name}");
     let invocation = invocation(name, &parts)?;
     let answer = bindings.invoke_raw(invocation, &parts, body)?.await?;
-    let Answer { initial, payload } = Answer::read(answer, &label).await?;
+    let Answer {
+        initial,
+        trailer,
+        payload,
+    } = Answer::read(answer, &label).await?;
     let mut response = Response::new(payload.into_body());
     *response.headers_mut() = headers(&initial, "application/octet-stream");
+    if let Some(trailer) = trailer {
+        response.headers_mut().insert(header::TRAILER, trailer);
+    }
     Ok(response)
 }
 
@@ -135,6 +142,8 @@ pub(super) async fn unary(
 /// The answer of a binding, with its first message read.
 pub(super) struct Answer {
     pub(super) initial: InitialResponse,
+    /// The names of the trailers to come, without which HTTP/1.1 sends none.
+    trailer: Option<HeaderValue>,
     payload: Translate,
 }
 
@@ -167,7 +176,14 @@ impl Answer {
             let message = format!("{label}: initial_response cannot be read: {error}");
             Error::new(Code::Internal, "malformed_message", Side::Upstream, message)
         })?;
-        Ok(Self { initial, payload })
+        // Of what else it may announce nothing is passed on.
+        let trailer = parts.headers.get(header::TRAILER);
+        let trailer = trailer.filter(|names| names.as_bytes().starts_with(b"metadata."));
+        Ok(Self {
+            initial,
+            trailer: trailer.cloned(),
+            payload,
+        })
     }
 
     /// All of the payload.

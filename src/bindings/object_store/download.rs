@@ -24,7 +24,7 @@ use super::{store, wanted::hex};
 pub(super) const WINDOW: usize = 256 * 1024;
 
 /// Tells the sum when all was read.
-const SHA256: HeaderName = HeaderName::from_static("metadata.sha256");
+pub(super) const SHA256: &str = "metadata.sha256";
 
 struct Download {
     pieces: BoxStream<'static, object_store::Result<Bytes>>,
@@ -81,7 +81,10 @@ impl http_body::Body for Download {
             )))),
             None => Poll::Ready(this.sum.take().and_then(|sum| {
                 let sum = HeaderValue::try_from(hex(sum.finish().as_ref())).ok()?;
-                Some(Ok(Frame::trailers(HeaderMap::from_iter([(SHA256, sum)]))))
+                Some(Ok(Frame::trailers(HeaderMap::from_iter([(
+                    HeaderName::from_static(SHA256),
+                    sum,
+                )]))))
             })),
         }
     }

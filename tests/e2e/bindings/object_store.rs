@@ -423,6 +423,22 @@ async fn object_is_replaced_only_if_it_is_the_one_that_was_meant() {
 }
 
 #[tokio::test]
+async fn sum_of_what_was_read_is_a_trailer_of_http1_too() {
+    let store = Store::memory().await;
+    store.create("x", b"hello").await;
+    let mut peer = Peer::connect(&store.proxy.address).await;
+    let target = target("get", &[("key", "x"), ("sha256", "true")]);
+
+    let head =
+        format!("POST {target} HTTP/1.1\r\nhost: e2e\r\nte: trailers\r\ncontent-length: 0\r\n\r\n");
+    peer.write(head).await;
+
+    assert_eq!(peer.head().await.values("trailer"), ["metadata.sha256"]);
+    let sum = format!("metadata.sha256: {}", sha256(b"hello"));
+    assert_eq!(peer.chunked().await, (Bytes::from("hello"), vec![sum]));
+}
+
+#[tokio::test]
 async fn object_with_another_sum_is_not_stored() {
     for kind in KINDS {
         let store = Store::of(kind).await;
