@@ -1,6 +1,7 @@
 //! Names of objects as JSON, written as they are found: a list of any length costs no memory.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     fmt::Write as _,
     pin::Pin,
@@ -32,7 +33,7 @@ struct Line<'a> {
     key: &'a str,
     size: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    etag: Option<&'a str>,
+    etag: Option<Cow<'a, str>>,
     last_modified: String,
 }
 
@@ -89,6 +90,12 @@ impl Selection {
             .map(|marker| path("marker", marker))
             .transpose()
     }
+
+    /// Stores list by folders, and not all of them know how to begin behind an object.
+    fn has(&self, key: &str) -> bool {
+        let behind = self.marker.as_deref().is_none_or(|marker| key > marker);
+        behind && key.starts_with(&self.prefix)
+    }
 }
 
 /// The texts and numbers of a JSON object.
@@ -131,7 +138,7 @@ impl Listing {
         let line = Line {
             key: object.location.as_ref(),
             size: object.size,
-            etag: object.e_tag.as_deref(),
+            etag: object.e_tag.as_deref().map(quoted),
             last_modified: object.last_modified.to_rfc3339(),
         };
         let comma = if self.begun { ",\n" } else { "[" };
@@ -139,6 +146,15 @@ impl Listing {
         // Neither can fail: these are texts and numbers, and go into memory.
         let line = serde_json::to_string(&line).unwrap_or_default();
         let _ = write!(out, "{comma}{line}");
+    }
+}
+
+/// A tag as a condition wants it. Azure leaves the quotes out where it lists.
+fn quoted(tag: &str) -> Cow<'_, str> {
+    if tag.ends_with('"') {
+        tag.into()
+    } else {
+        format!("\"{tag}\"").into()
     }
 }
 
@@ -160,7 +176,7 @@ impl http_body::Body for Listing {
             };
             match next {
                 Poll::Ready(Some(Ok(object))) => {
-                    if object.location.as_ref().starts_with(&this.selection.prefix) {
+                    if this.selection.has(object.location.as_ref()) {
                         this.selection.left -= 1;
                         this.write(&object, &mut out);
                     }

@@ -13,8 +13,9 @@ use std::{sync::Arc, time::Duration};
 use ::http::{HeaderName, HeaderValue, Method, header};
 use async_trait::async_trait;
 use object_store::{
-    BackoffConfig, ClientOptions, GetOptions, GetResult, MultipartUpload, ObjectStore, PutMode,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, RetryConfig,
+    BackoffConfig, ClientOptions, GetOptions, GetRange, GetResult, MultipartUpload, ObjectStore,
+    ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    RetryConfig,
     aws::{AmazonS3, AmazonS3Builder},
     azure::{
         AzureAuthorizer, AzureConfigKey, AzureCredential, AzureCredentialProvider, MicrosoftAzure,
@@ -141,8 +142,15 @@ impl Remote {
         })
     }
 
-    pub(super) async fn get(&self, key: &Path, options: GetOptions) -> Result<GetResult> {
-        self.store().get_opts(key, options).await
+    pub(super) async fn get(&self, key: &Path, mut options: GetOptions) -> Result<GetResult> {
+        let store = self.store();
+        if let (Client::Azure(_), Some(GetRange::Suffix(last))) = (&self.client, &options.range) {
+            // Azure cannot be asked for the last bytes, so it is asked how many there are; and no other object may come between.
+            let meta = store.head(key).await?;
+            options.range = Some(GetRange::Offset(meta.size.saturating_sub(*last)));
+            options.if_match = options.if_match.or(meta.e_tag);
+        }
+        store.get_opts(key, options).await
     }
 
     pub(super) fn parts_max(&self) -> usize {

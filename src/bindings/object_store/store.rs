@@ -189,6 +189,15 @@ pub(super) fn failure(label: &str, key: &str, error: object_store::Error) -> Err
 
     let told =
         |code, reason, side, what: &str| Error::new(code, reason, side, format!("{label}: {what}"));
+    let refused = || {
+        tracing::warn!(%error, "{label}: the store refuses what it is asked for");
+        told(
+            Code::PermissionDenied,
+            "store_refused",
+            Side::Upstream,
+            &format!("the store does not let the proxy do this with {key}"),
+        )
+    };
     match &error {
         Failed::NotFound { .. } => told(
             Code::NotFound,
@@ -216,15 +225,8 @@ pub(super) fn failure(label: &str, key: &str, error: object_store::Error) -> Err
             Side::Client,
             &format!("{key} cannot be the name of an object here"),
         ),
-        Failed::PermissionDenied { .. } | Failed::Unauthenticated { .. } => {
-            tracing::warn!(%error, "{label}: the store refuses what it is asked for");
-            told(
-                Code::PermissionDenied,
-                "store_refused",
-                Side::Upstream,
-                &format!("the store does not let the proxy do this with {key}"),
-            )
-        }
+        Failed::PermissionDenied { .. } | Failed::Unauthenticated { .. } => refused(),
+        Failed::Generic { source, .. } if is_refusal(source.as_ref()) => refused(),
         Failed::NotSupported { source } => told(
             Code::Unimplemented,
             "store_unable",
@@ -241,7 +243,7 @@ pub(super) fn failure(label: &str, key: &str, error: object_store::Error) -> Err
             Code::OutOfRange,
             "bad_range",
             Side::Client,
-            &format!("the range lies outside of the object {key}: {source}"),
+            &format!("the range lies outside of the object {key}"),
         )
         .with_http_status(416),
         Failed::Generic { source, .. } if source.is::<Full>() => told(
@@ -265,16 +267,20 @@ pub(super) fn failure(label: &str, key: &str, error: object_store::Error) -> Err
 }
 
 fn is_bad_range(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut error = Some(error);
-    while let Some(current) = error {
-        // Its type is not public; over the network it is a status.
-        let text = current.to_string();
-        if text.starts_with("Wanted range") || text.contains("416 Range Not Satisfiable") {
-            return true;
-        }
-        error = current.source();
-    }
-    false
+    // Its type is not public; over the network it is a status.
+    says(error, &["Wanted range", "status code: 416"])
+}
+
+/// Whether an error, or one that it comes of, has such words: statuses are shown in them alone.
+fn says(error: &(dyn std::error::Error + 'static), words: &[&str]) -> bool {
+    std::iter::successors(Some(error), |error| error.source())
+        .map(ToString::to_string)
+        .any(|text| words.iter().any(|words| text.contains(words)))
+}
+
+/// Whether the store does not let the proxy in. Deletions of several objects, which one object is too, tell it so.
+fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
+    says(error, &["status code: 401", "status code: 403"])
 }
 
 impl std::fmt::Display for Full {

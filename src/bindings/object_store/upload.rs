@@ -122,7 +122,8 @@ impl ObjectStore {
                 if part.len > 0 {
                     upload.get().put_part(part.take()).await.map_err(failed)?;
                 }
-                upload.complete().await.map_err(failed)?
+                let completed = upload.complete().await;
+                completed.map_err(|error| failed(taken(error, &writing.mode)))?
             }
         };
         Ok(Stored {
@@ -176,6 +177,16 @@ impl ObjectStore {
             ),
         )
         .with_http_status(413)
+    }
+}
+
+/// Stores that keep a condition at the end of an upload say no more than that it does not hold.
+fn taken(error: object_store::Error, mode: &PutMode) -> object_store::Error {
+    match (error, mode) {
+        (object_store::Error::Precondition { path, source }, PutMode::Create) => {
+            object_store::Error::AlreadyExists { path, source }
+        }
+        (error, _) => error,
     }
 }
 
