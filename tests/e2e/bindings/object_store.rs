@@ -24,6 +24,8 @@ use crate::support::{
     within,
 };
 
+mod storm;
+
 /// Parts are small, so that objects have several.
 const MEMORY: &str = "it: {object_store: {url: \"memory://\", part_size: 64KiB}}";
 const PART: usize = 64 * 1024;
