@@ -1,4 +1,4 @@
-"""Starts the servers and a proxy in front of each, and runs every client against every server; then the bindings."""
+"""Starts the servers and a proxy in front of each, and runs every client against every server; then the bindings and the stores."""
 
 import base64
 import contextlib
@@ -12,6 +12,7 @@ import tempfile
 import time
 
 import bindings
+import stores
 from harness import (
     FAILURES,
     HERE,
@@ -287,7 +288,7 @@ def stacks(tally, binary):
             through(tally, binary, name, ports, plain)
 
 
-PARTS = {"stacks": stacks, "bindings": bindings.all_of_it}
+PARTS = {"stacks": stacks, "bindings": bindings.all_of_it, "stores": stores.all_of_it}
 
 
 def main(binary, *parts):

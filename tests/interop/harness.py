@@ -68,13 +68,18 @@ def end(process):
 
 def server(stack, *command):
     """Starts a server and answers with the port that it prints."""
+    return server_process(stack, *command)[1]
+
+
+def server_process(stack, *command):
+    """The same, with the process before the port."""
     process = subprocess.Popen(
         command, cwd=HERE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     stack.callback(end, process)
     if not select.select([process.stdout], [], [], 30)[0]:
         raise Failed(f"{command} did not start")
-    return int(process.stdout.readline())
+    return process, int(process.stdout.readline())
 
 
 def run(*command, wait=PATIENCE, **options):
