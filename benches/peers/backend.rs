@@ -1,9 +1,10 @@
 //! The backend: answers every call of every proxy in the same way.
 //!
-//! **How.** It runs as a process of its own on one thread, prints the address that it listens on, and ends when its
-//! standard input does, so that it cannot outlive the run.
+//! **How.** It runs as a process of its own on one thread, prints the address that it listens on and that of its [`s3`], and ends
+//! when its standard input does, so that it cannot outlive the run.
 
 use std::future::poll_fn;
+use std::io;
 use std::net::Ipv4Addr;
 use std::task::Poll;
 
@@ -16,6 +17,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::binding;
 use crate::grpc::{self, Body, Failure};
+use crate::s3;
 use crate::transport::{self, Flusher, Transport};
 use crate::work::SMALL_MESSAGE;
 
@@ -24,15 +26,21 @@ const BACKLOG: u32 = 4096;
 
 /// Serves until standard input ends.
 pub(crate) async fn run() -> Result<(), Failure> {
-    let socket = TcpSocket::new_v4()?;
-    socket.bind((Ipv4Addr::LOCALHOST, 0).into())?;
-    let listener = socket.listen(BACKLOG)?;
-    println!("{}", listener.local_addr()?);
+    let listener = listen()?;
+    let store = listen()?;
+    println!("{} {}", listener.local_addr()?, store.local_addr()?);
     let mut input = tokio::io::stdin();
     tokio::select! {
         result = accept(listener) => result,
+        result = s3::accept(store) => result,
         _ = input.read_u8() => Ok(()),
     }
+}
+
+fn listen() -> io::Result<TcpListener> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into())?;
+    socket.listen(BACKLOG)
 }
 
 async fn accept(listener: TcpListener) -> Result<(), Failure> {

@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::binding::{self, Count, Messages, Operation, Way};
 use crate::grpc::{self, Body, Failure};
+use crate::object::{self, Store};
 use crate::work::{LARGE_MESSAGE, SMALL_MESSAGE, Shape, Work};
 use crate::{http1, transport};
 
@@ -70,6 +71,10 @@ pub(crate) async fn run(address: SocketAddr, work: Work, scale: f64) -> Result<(
             if let Some(way) = work.way() {
                 warm_up_binding(&connection, way).await?;
             }
+            if let Some(store) = work.store() {
+                let pieces = if work.is_get() { shape.repeats } else { 1 };
+                object_create(connection.clone(), store, pieces).await?;
+            }
             connections.push(connection);
         }
     }
@@ -82,6 +87,8 @@ pub(crate) async fn run(address: SocketAddr, work: Work, scale: f64) -> Result<(
     let mut total = Tally::default();
     if work == Work::BindingFileHttp {
         total.add(file_over_http(address, shape.repeats).await?);
+    } else if work == Work::ObjectFileHttp {
+        total.add(object_over_http(address, shape.repeats).await?);
     } else if work.is_idle() {
         // One after the other: ten thousand at once would overflow the backlog of whoever dials once a stream.
         for _ in 0..shape.connections {
@@ -127,7 +134,7 @@ async fn work_on(connections: &[Connection], work: Work, shape: Shape) -> Result
                 Work::Download => streams.spawn(download(connection, shape.repeats)),
                 Work::PingPong => streams.spawn(ping_pong(connection, shape.repeats)),
                 Work::IdleStreams | Work::IdleConnections => streams.spawn(hold(connection)),
-                Work::BindingUploadPlain => {
+                Work::BindingUploadPlain | Work::ObjectPlain => {
                     streams.spawn(binding_upload(connection, Way::Plain, shape.repeats))
                 }
                 Work::BindingUploadDapr => {
@@ -135,6 +142,18 @@ async fn work_on(connections: &[Connection], work: Work, shape: Shape) -> Result
                 }
                 Work::BindingUploadComponent | Work::BindingFile | Work::BindingFileHttp => {
                     streams.spawn(binding_upload(connection, Way::Component, shape.repeats))
+                }
+                Work::ObjectFile | Work::ObjectFileHttp => {
+                    streams.spawn(object_create(connection, Store::Files, shape.repeats))
+                }
+                Work::ObjectS3 => {
+                    streams.spawn(object_create(connection, Store::S3, shape.repeats))
+                }
+                Work::ObjectFileGet => {
+                    streams.spawn(object_get(connection, Store::Files, shape.repeats))
+                }
+                Work::ObjectS3Get => {
+                    streams.spawn(object_get(connection, Store::S3, shape.repeats))
                 }
                 Work::BindingPingPongPlain => {
                     streams.spawn(binding_ping_pong(connection, Way::Plain, shape.repeats))
@@ -348,6 +367,68 @@ async fn file_over_http(address: SocketAddr, pieces: u64) -> Result<Tally, Failu
     .await?;
     // How many messages the proxy makes of it is its own affair.
     expect_bytes(bytes, Count::from_bytes(&answer)?.bytes)?;
+    Ok(Tally {
+        operations: pieces,
+        bytes,
+        ..Tally::default()
+    })
+}
+
+async fn object_create(
+    mut connection: Connection,
+    store: Store,
+    messages: u64,
+) -> Result<Tally, Failure> {
+    let mut source = Messages::new(LARGE_MESSAGE);
+    let mut bytes = 0;
+    let (response, mut stream) = open(&mut connection, Way::Dapr.method()).await?;
+    stream.send_data(store.first(object::Operation::Create), false)?;
+    for _ in 0..messages {
+        let message = source.next();
+        bytes += message.len() as u64;
+        grpc::send(&mut stream, message).await?;
+    }
+    stream.send_data(Bytes::new(), true)?;
+    let mut body = answer(response).await?;
+    let (size, _) = object::read_answer(&mut body).await?;
+    expect_bytes(messages * LARGE_MESSAGE as u64, size)?;
+    body.finish().await?;
+    Ok(Tally {
+        operations: messages,
+        bytes,
+        ..Tally::default()
+    })
+}
+
+async fn object_get(
+    mut connection: Connection,
+    store: Store,
+    messages: u64,
+) -> Result<Tally, Failure> {
+    let (response, mut stream) = open(&mut connection, Way::Dapr.method()).await?;
+    stream.send_data(store.first(object::Operation::Get), true)?;
+    let mut body = answer(response).await?;
+    let (size, bytes) = object::read_answer(&mut body).await?;
+    expect_bytes(messages * LARGE_MESSAGE as u64, size)?;
+    expect_bytes(size, bytes)?;
+    body.finish().await?;
+    Ok(Tally {
+        operations: messages,
+        bytes,
+        ..Tally::default()
+    })
+}
+
+async fn object_over_http(address: SocketAddr, pieces: u64) -> Result<Tally, Failure> {
+    let (name, key) = (Store::Files.name(), object::KEY);
+    let path = format!("/v1.0-alpha1/bindings/{name}/stream?metadata.key={key}");
+    let operation = object::Operation::Create.name();
+    let answer = http1::post(address, &path, operation, LARGE_MESSAGE, pieces).await?;
+    let bytes = pieces * LARGE_MESSAGE as u64;
+    let size = format!("\"size\":{bytes}");
+    if !String::from_utf8_lossy(&answer).contains(&size) {
+        return Err("the answer tells of another size".into());
+    }
     Ok(Tally {
         operations: pieces,
         bytes,

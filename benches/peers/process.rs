@@ -3,8 +3,8 @@
 //! **Why.** The processor time of the proxy alone is the one figure that other work on the machine does not blur.
 //!
 //! **How.** A proxy is its first process and all that descend from it. Time comes from each thread's `schedstat`, in
-//! nanoseconds; a kernel without it leaves the hundredths of a second in `stat`. Threads that have ended are lost to
-//! `schedstat`, which is why only proxies with lasting threads can be compared.
+//! nanoseconds, or from `stat`, in hundredths of a second, if that is more: threads that have ended are lost to `schedstat`, and some
+//! kernels have none.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -69,14 +69,14 @@ fn kib_field(status: &str, name: &str) -> Option<u64> {
 fn process_cpu_time(pid: u32) -> Result<Duration, Failure> {
     let mut nanos = 0;
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let path = thread?.path().join("schedstat");
-        let Ok(schedstat) = fs::read_to_string(path) else {
-            return process_cpu_time_in_ticks(pid);
+        // Threads come and go while they are listed.
+        let Ok(schedstat) = fs::read_to_string(thread?.path().join("schedstat")) else {
+            continue;
         };
         let running = schedstat.split(' ').next().ok_or("schedstat is empty")?;
         nanos += running.parse::<u64>()?;
     }
-    Ok(Duration::from_nanos(nanos))
+    Ok(Duration::from_nanos(nanos).max(process_cpu_time_in_ticks(pid)?))
 }
 
 fn process_cpu_time_in_ticks(pid: u32) -> Result<Duration, Failure> {

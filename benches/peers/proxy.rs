@@ -44,6 +44,14 @@ pub(crate) struct Running {
     log: PathBuf,
 }
 
+/// Where a backend listens.
+#[derive(Clone, Copy, Debug)]
+struct Addresses {
+    upstream: SocketAddr,
+    /// Its store of objects.
+    s3: SocketAddr,
+}
+
 // === impl Kind ===
 
 impl Kind {
@@ -116,9 +124,10 @@ impl Kind {
         self,
         program: &Path,
         listen: SocketAddr,
-        upstream: SocketAddr,
+        backend: Addresses,
         directory: &Path,
     ) -> io::Result<Command> {
+        let Addresses { upstream, s3 } = backend;
         let (file, template) = match self {
             Self::Thalweg => ("thalweg.yaml", include_str!("config/thalweg.yaml")),
             Self::Envoy => ("envoy.yaml", include_str!("config/envoy.yaml")),
@@ -131,6 +140,7 @@ impl Kind {
             .replace("{listen_port}", &listen.port().to_string())
             .replace("{upstream}", &upstream.to_string())
             .replace("{upstream_port}", &upstream.port().to_string())
+            .replace("{s3}", &s3.to_string())
             .replace("{admin}", &free_address()?.to_string())
             .replace("{directory}", &directory.to_string_lossy());
         let path = directory.join(file);
@@ -138,7 +148,13 @@ impl Kind {
 
         let mut command = process::command(program);
         match self {
-            Self::Thalweg => command.args(["serve", "--config"]).arg(path),
+            Self::Thalweg => command
+                .envs([
+                    ("AWS_ACCESS_KEY_ID", "bench"),
+                    ("AWS_SECRET_ACCESS_KEY", "bench"),
+                ])
+                .args(["serve", "--config"])
+                .arg(path),
             Self::Envoy => command
                 .args([
                     "--concurrency",
@@ -199,11 +215,11 @@ impl Running {
         directory: &Path,
     ) -> Result<Self, Failure> {
         fs::create_dir_all(directory)?;
-        let (backend, upstream) = start_backend().await?;
+        let (backend, addresses) = start_backend().await?;
         let address = free_address()?;
         let log = directory.join("stderr");
         let proxy = kind
-            .command(program, address, upstream, directory)?
+            .command(program, address, addresses, directory)?
             .stdout(Stdio::null())
             .stderr(File::create(&log)?)
             .spawn()?;
@@ -258,7 +274,7 @@ impl Running {
     }
 }
 
-async fn start_backend() -> Result<(Child, SocketAddr), Failure> {
+async fn start_backend() -> Result<(Child, Addresses), Failure> {
     let mut backend = process::command(env::current_exe()?)
         .arg("backend")
         .stdin(Stdio::piped())
@@ -266,6 +282,11 @@ async fn start_backend() -> Result<(Child, SocketAddr), Failure> {
         .spawn()?;
     let output = backend.stdout.take().ok_or("the backend has no output")?;
     let line = timeout(START_LIMIT, BufReader::new(output).lines().next_line()).await??;
-    let address = line.ok_or("the backend has ended")?.parse()?;
-    Ok((backend, address))
+    let line = line.ok_or("the backend has ended")?;
+    let (upstream, s3) = line.split_once(' ').ok_or("the backend says too little")?;
+    let addresses = Addresses {
+        upstream: upstream.parse()?,
+        s3: s3.parse()?,
+    };
+    Ok((backend, addresses))
 }

@@ -202,10 +202,17 @@ fn quantities(work: Work) -> &'static [Quantity] {
         | Work::Download
         | Work::BindingUploadPlain
         | Work::BindingUploadDapr
-        | Work::BindingUploadComponent => &[Quantity::CpuPerGigabyte],
+        | Work::BindingUploadComponent
+        | Work::ObjectPlain => &[Quantity::CpuPerGigabyte],
         Work::Uploads80 => &[Quantity::CpuPerGigabyte, Quantity::PeakResident],
         Work::IdleStreams | Work::IdleConnections => &[Quantity::PerStream],
-        Work::BindingFile | Work::BindingFileHttp => &[
+        Work::BindingFile
+        | Work::BindingFileHttp
+        | Work::ObjectFile
+        | Work::ObjectFileHttp
+        | Work::ObjectFileGet
+        | Work::ObjectS3
+        | Work::ObjectS3Get => &[
             Quantity::CpuPerGigabyte,
             Quantity::ResidentBefore,
             Quantity::Resident,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 
 use crate::binding::Way;
+use crate::object::Store;
 
 /// Payload of the small messages, and of every answer that only reports.
 pub(crate) const SMALL_MESSAGE: usize = 100;
@@ -53,6 +54,18 @@ pub(crate) enum Work {
     BindingFile,
     /// One HTTP/1.1 request of 10 GiB to a component
     BindingFileHttp,
+    /// One stream of 10 GiB on a plain route to a backend that counts
+    ObjectPlain,
+    /// The same through a binding into a file
+    ObjectFile,
+    /// The same in one HTTP/1.1 request
+    ObjectFileHttp,
+    /// An object of 10 GiB out of a file
+    ObjectFileGet,
+    /// One stream of 10 GiB into an S3 server, in parts of 8 MiB
+    ObjectS3,
+    /// An object of 10 GiB from an S3 server
+    ObjectS3Get,
 }
 
 /// How a workload is spread out.
@@ -86,6 +99,12 @@ impl Work {
             Self::BindingPingPongComponent => "binding_pingpong_component",
             Self::BindingFile => "binding_file",
             Self::BindingFileHttp => "binding_file_http",
+            Self::ObjectPlain => "object_plain",
+            Self::ObjectFile => "object_file",
+            Self::ObjectFileHttp => "object_file_http",
+            Self::ObjectFileGet => "object_file_get",
+            Self::ObjectS3 => "object_s3",
+            Self::ObjectS3Get => "object_s3_get",
         }
     }
 
@@ -106,7 +125,14 @@ impl Work {
             Self::Uploads80 => (8, 10, scaled(400, scale)),
             Self::IdleStreams => (scaled(100, scale), 100, 1),
             Self::IdleConnections => (scaled(3_000, scale), 1, 1),
-            Self::BindingFile | Self::BindingFileHttp => (1, 1, scaled(FILE_MESSAGES, scale)),
+            Self::BindingFile
+            | Self::BindingFileHttp
+            | Self::ObjectPlain
+            | Self::ObjectFile
+            | Self::ObjectFileHttp
+            | Self::ObjectFileGet
+            | Self::ObjectS3
+            | Self::ObjectS3Get => (1, 1, scaled(FILE_MESSAGES, scale)),
         };
         Shape {
             connections: connections as usize,
@@ -122,13 +148,15 @@ impl Work {
 
     /// Whether only Thalweg can do it.
     pub(crate) fn is_binding(self) -> bool {
-        self.way().is_some()
+        self.way().is_some() || self.store().is_some()
     }
 
     /// The way that a binding's stream takes through the proxy.
     pub(crate) fn way(self) -> Option<Way> {
         match self {
-            Self::BindingUploadPlain | Self::BindingPingPongPlain => Some(Way::Plain),
+            Self::BindingUploadPlain | Self::BindingPingPongPlain | Self::ObjectPlain => {
+                Some(Way::Plain)
+            }
             Self::BindingUploadDapr | Self::BindingPingPongDapr => Some(Way::Dapr),
             Self::BindingUploadComponent
             | Self::BindingPingPongComponent
@@ -136,6 +164,20 @@ impl Work {
             | Self::BindingFileHttp => Some(Way::Component),
             _ => None,
         }
+    }
+
+    /// The store that an object goes into, or comes from.
+    pub(crate) fn store(self) -> Option<Store> {
+        match self {
+            Self::ObjectFile | Self::ObjectFileHttp | Self::ObjectFileGet => Some(Store::Files),
+            Self::ObjectS3 | Self::ObjectS3Get => Some(Store::S3),
+            _ => None,
+        }
+    }
+
+    /// Whether it reads an object that has to be there.
+    pub(crate) fn is_get(self) -> bool {
+        matches!(self, Self::ObjectFileGet | Self::ObjectS3Get)
     }
 
     /// The work of the same messages on a plain route, which a binding is compared with.
@@ -147,13 +189,19 @@ impl Work {
             Self::BindingPingPongDapr | Self::BindingPingPongComponent => {
                 Some(Self::BindingPingPongPlain)
             }
+            Self::ObjectFile | Self::ObjectFileHttp | Self::ObjectS3 => Some(Self::ObjectPlain),
             _ => None,
         }
     }
 
     /// Whether it is one file that takes its time.
     pub(crate) fn is_file(self) -> bool {
-        matches!(self, Self::BindingFile | Self::BindingFileHttp)
+        matches!(self, Self::BindingFile | Self::BindingFileHttp) || self.is_object()
+    }
+
+    /// Whether it is one of those that are about objects.
+    fn is_object(self) -> bool {
+        self.store().is_some() || self == Self::ObjectPlain
     }
 
     /// Whether the streams are only held open.
@@ -161,9 +209,11 @@ impl Work {
         matches!(self, Self::IdleStreams | Self::IdleConnections)
     }
 
-    /// Rounds that say something new: memory of silent streams, or of one file, comes out the same each time.
+    /// Rounds that say something new: memory of silent streams, or of one file, comes out the same each time. Disks do not.
     pub(crate) fn rounds_max(self) -> u32 {
-        if self.is_file() {
+        if self.is_object() {
+            3
+        } else if self.is_file() {
             1
         } else if self.is_idle() {
             2
