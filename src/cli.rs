@@ -1,19 +1,24 @@
-//! The command line.
+//! The command line: what may be said, and who does it.
 //!
 //! `thalweg` alone is `thalweg serve --config config.yaml`. Exit codes: 0 for an end that was asked for, 64 for a
-//! configuration that is refused, 1 for a proxy that could not start.
+//! configuration that is refused, 1 for what could not be done.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueHint};
 
-use crate::config;
+use crate::config::{self, Config};
 
 mod check;
 mod serve;
 
 /// The exit code for a configuration that is refused: `EX_USAGE`.
 const REFUSED: u8 = 64;
+/// The configuration that is read when none is named.
+const CONFIG: &str = "config.yaml";
 
 /// A proxy for streams: gRPC and HTTP, forwarded in constant memory with flow control from end to end.
 #[derive(Debug, Parser)]
@@ -29,11 +34,11 @@ struct Cli {
 enum Command {
     /// Run the proxy.
     Serve(Serve),
-    /// Say whether a configuration is good, and if not, all that is wrong with it.
+    /// Say whether a configuration is good and what it does; or else all that is wrong with it.
     Check {
-        /// The file to read.
-        #[arg(default_value = "config.yaml")]
-        file: PathBuf,
+        /// The file to read. Default: config.yaml.
+        #[arg(value_hint = ValueHint::FilePath)]
+        file: Option<PathBuf>,
     },
     /// Print the JSON Schema of the configuration, for editors.
     Schema,
@@ -43,23 +48,26 @@ enum Command {
 
 #[derive(Args, Debug)]
 struct Serve {
-    /// The file to read.
-    #[arg(short, long, env = "THALWEG_CONFIG", default_value = "config.yaml")]
-    config: PathBuf,
+    /// The file to read. Default: config.yaml.
+    #[arg(short, long, env = "THALWEG_CONFIG", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    config: Option<PathBuf>,
 }
 
 /// Runs the command that was given.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     match cli.command.unwrap_or(Command::Serve(cli.serve)) {
-        Command::Serve(Serve { config: file }) => match config::load(&file) {
-            Ok(config) => serve::serve(config),
-            Err(faults) => refuse(&faults),
-        },
-        Command::Check { file } => match config::load(&file) {
-            Ok(config) => check::check(&file, &config),
-            Err(faults) => refuse(&faults),
-        },
+        Command::Serve(Serve { config }) => with_config(config, |_, config| serve::serve(config)),
+        Command::Check { file } => with_config(file, |file, config| {
+            print!(
+                "{}",
+                check::Summary {
+                    file,
+                    config: &config
+                }
+            );
+            ExitCode::SUCCESS
+        }),
         Command::Schema => {
             println!("{}", config::schema());
             ExitCode::SUCCESS
@@ -71,7 +79,24 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn refuse(faults: &config::Faults) -> ExitCode {
-    eprintln!("{faults}");
-    ExitCode::from(REFUSED)
+/// Reads the file that was named, or the one of this folder, and goes on with it if it is good.
+fn with_config(named: Option<PathBuf>, run: impl FnOnce(&Path, Config) -> ExitCode) -> ExitCode {
+    let file = match named {
+        Some(file) => file,
+        None if Path::new(CONFIG).exists() => CONFIG.into(),
+        None => {
+            eprintln!(
+                "thalweg: there is no {CONFIG} in this folder, and no other file was named\n  \
+                 = help: `thalweg init` writes one to start with; `thalweg --config FILE` reads another"
+            );
+            return ExitCode::from(REFUSED);
+        }
+    };
+    match config::load(&file) {
+        Ok(config) => run(&file, config),
+        Err(faults) => {
+            eprintln!("{faults}");
+            ExitCode::from(REFUSED)
+        }
+    }
 }
