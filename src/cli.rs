@@ -13,7 +13,11 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 use crate::config::{self, Config};
 
 mod check;
+mod completions;
+mod init;
+mod man;
 mod serve;
+mod welcome;
 
 /// The exit code for a configuration that is refused: `EX_USAGE`.
 const REFUSED: u8 = 64;
@@ -34,6 +38,8 @@ struct Cli {
 enum Command {
     /// Run the proxy.
     Serve(Serve),
+    /// Write a configuration to start with.
+    Init(init::Init),
     /// Say whether a configuration is good and what it does; or else all that is wrong with it.
     Check {
         /// The file to read. Default: config.yaml.
@@ -42,6 +48,10 @@ enum Command {
     },
     /// Print the JSON Schema of the configuration, for editors.
     Schema,
+    /// Print a script that completes this command line.
+    Completions(completions::Completions),
+    /// Print the manual pages, for `man`.
+    Man(man::Man),
     /// Print the version.
     Version,
 }
@@ -58,6 +68,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     match cli.command.unwrap_or(Command::Serve(cli.serve)) {
         Command::Serve(Serve { config }) => with_config(config, |_, config| serve::serve(config)),
+        Command::Init(init) => init.run(),
         Command::Check { file } => with_config(file, |file, config| {
             print!(
                 "{}",
@@ -72,6 +83,8 @@ pub fn main() -> ExitCode {
             println!("{}", config::schema());
             ExitCode::SUCCESS
         }
+        Command::Completions(completions) => completions.run(),
+        Command::Man(man) => man.run(),
         Command::Version => {
             println!("thalweg {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS
@@ -99,4 +112,10 @@ fn with_config(named: Option<PathBuf>, run: impl FnOnce(&Path, Config) -> ExitCo
             ExitCode::from(REFUSED)
         }
     }
+}
+
+/// Says what could not be done.
+fn fail(why: &str) -> ExitCode {
+    eprintln!("thalweg: {why}");
+    ExitCode::FAILURE
 }

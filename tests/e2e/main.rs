@@ -12,6 +12,7 @@
 //! | `resets` | what each reset code of one side becomes on the other |
 //! | `safety` | the limits that keep a rude peer from hurting others |
 //! | `shapes` | every kind of call, as client and upstream see it |
+//! | `start` | what a newcomer meets: files to start with, the first lines, completions, manual pages |
 //! | `strangers` | what clients get that do not keep to the protocol, or keep to the least of it |
 //! | `upstreams` | which connection and which endpoint a stream takes |
 //!
@@ -33,6 +34,7 @@ mod http;
 mod resets;
 mod safety;
 mod shapes;
+mod start;
 mod strangers;
 #[allow(
     dead_code,

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use thalweg::config::Address;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, BufReader, Lines},
-    process::{self, ChildStderr, Command},
+    process::{self, ChildStderr, ChildStdout, Command},
 };
 
 use super::{operator::Operator, within};
@@ -31,6 +31,7 @@ pub(crate) struct Running {
     pub(crate) address: Address,
     pub(crate) operator: Operator,
     process: process::Child,
+    stdout: Lines<BufReader<ChildStdout>>,
     stderr: Lines<BufReader<ChildStderr>>,
     _folder: Folder,
 }
@@ -59,7 +60,20 @@ impl Folder {
 
     /// Runs the binary in this directory, to its end.
     pub(crate) async fn run(&self, arguments: &[&str]) -> Said {
-        let output = binary().args(arguments).current_dir(self.path()).output();
+        let mut command = binary();
+        command.args(arguments);
+        self.end_of(command).await
+    }
+
+    /// Runs a line of the shell in this directory, to its end.
+    pub(crate) async fn shell(&self, line: &str) -> Said {
+        let mut command = plain(Command::new("sh"));
+        command.arg("-c").arg(line);
+        self.end_of(command).await
+    }
+
+    async fn end_of(&self, mut command: Command) -> Said {
+        let output = command.current_dir(self.path()).output();
         let output = within("the process ends", output).await.unwrap();
         Said {
             code: output.status.code(),
@@ -116,6 +130,7 @@ impl Running {
             command.arg("--config").arg(folder.config());
         }
         let mut process = command.current_dir(folder.path()).spawn().unwrap();
+        let stdout = BufReader::new(process.stdout.take().unwrap()).lines();
         let mut stderr = BufReader::new(process.stderr.take().unwrap()).lines();
         let listening = until(&mut stderr, "address=").await;
         let (_, address) = listening.split_once("address=").unwrap();
@@ -130,6 +145,7 @@ impl Running {
             },
             operator: Operator(admin.parse().unwrap()),
             process,
+            stdout,
             stderr,
             _folder: folder,
         }
@@ -138,6 +154,21 @@ impl Running {
     /// Waits until it has said a line with these words.
     pub(crate) async fn says(&mut self, words: &str) -> String {
         until(&mut self.stderr, words).await
+    }
+
+    /// Waits until it has said a line with these words to people, and returns all lines that it has said to them.
+    pub(crate) async fn welcomes(&mut self, words: &str) -> Vec<String> {
+        within(&format!("people are told `{words}`"), async {
+            let mut lines = Vec::new();
+            while !lines
+                .last()
+                .is_some_and(|line: &String| line.contains(words))
+            {
+                lines.push(self.stdout.next_line().await.unwrap().unwrap());
+            }
+            lines
+        })
+        .await
     }
 
     /// Sends a signal: `TERM`, `INT`.
