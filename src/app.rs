@@ -9,7 +9,7 @@ use tokio::{sync::watch, task::JoinSet};
 
 use crate::{
     admin,
-    bindings::Components,
+    bindings::{Components, Shared, Stores},
     config::{Address, Config},
     listener::Listener,
     serve::Front,
@@ -42,7 +42,14 @@ impl App {
     /// Binds every address and starts to serve.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let telemetry = Arc::new(Telemetry::new(&config.dapr));
-        let components = Arc::new(Components::new(&config, &telemetry.process));
+        let stores = Stores::open(&config).map_err(|(binding, source)| StartError {
+            what: format!("binding {binding}: cannot open its store"),
+            source,
+        })?;
+        let shared = Shared {
+            components: Arc::new(Components::new(&config, &telemetry.process)),
+            stores: Arc::new(stores),
+        };
         let config = Arc::new(config);
         let (drain, drains) = watch::channel(false);
 
@@ -90,7 +97,7 @@ impl App {
                     format!("worker-{index}"),
                     Arc::clone(&config),
                     &telemetry,
-                    &components,
+                    &shared,
                     drains.clone(),
                 )
             })
@@ -101,7 +108,7 @@ impl App {
             })?;
         let workers = Arc::new(workers);
         let mut supervising = JoinSet::new();
-        supervising.spawn(components.supervise(config.bindings.clone()));
+        supervising.spawn(shared.components.supervise(config.bindings.clone()));
         let mut accepting = JoinSet::new();
         for listener in listeners {
             accepting.spawn(listener.run(Arc::clone(&workers), drains.clone()));

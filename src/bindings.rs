@@ -9,7 +9,7 @@
 //!    `InvokeBindingAlpha1`.
 //! 2. [`Bindings`] looks up the name and sends the stream through the filters of that binding.
 //! 3. [`handshake`] opens a stream to the target, under the binding's timeout, retries and breaker.
-//! 4. A target is one file: [`echo`], [`component`], [`dapr`], [`http`]. It takes and returns that one form, and [`translate`]
+//! 4. A target is one file: [`object_store`], [`echo`], [`component`], [`dapr`], [`http`]. It takes and returns that one form, and [`translate`]
 //!    turns it into what the far side speaks, while it passes. [`buffered`] is for far sides that cannot stream.
 //! 5. The answer goes back the same way.
 
@@ -46,6 +46,7 @@ mod dapr;
 mod echo;
 mod handshake;
 mod http;
+mod object_store;
 mod replay;
 mod translate;
 
@@ -55,6 +56,7 @@ use buffered::Buffer;
 pub(crate) use component::Components;
 use component::control::Streams;
 use handshake::Handshake;
+pub(crate) use object_store::{Aborts, Stores};
 use translate::{Plan, Sender, Translate};
 
 /// What a client wants of a binding. It travels in the extensions of the request.
@@ -65,6 +67,13 @@ pub(crate) struct Invocation {
     pub(crate) metadata: BTreeMap<String, String>,
     /// It came as one message and is answered with one.
     pub(crate) unary: bool,
+}
+
+/// What the bindings of all workers share.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    pub(crate) components: Arc<Components>,
+    pub(crate) stores: Arc<Stores>,
 }
 
 /// One worker's bindings.
@@ -88,10 +97,13 @@ struct Builder {
     telemetry: Arc<Telemetry>,
     /// The clusters of the configuration, which bindings share with the routes.
     clusters: Vec<Rc<Cluster>>,
+    stores: Arc<Stores>,
+    aborts: Rc<Aborts>,
 }
 
 /// Where the streams of a binding end.
 enum Target {
+    ObjectStore(object_store::ObjectStore),
     Echo,
     Component(component::Component),
     Dapr(dapr::Dapr),
@@ -105,12 +117,16 @@ impl Bindings {
         config: &config::Config,
         telemetry: &Arc<Telemetry>,
         clusters: &[Rc<Cluster>],
-        components: Arc<Components>,
+        shared: &Shared,
+        aborts: Rc<Aborts>,
     ) -> Self {
         let builder = Builder {
             telemetry: Arc::clone(telemetry),
             clusters: clusters.to_vec(),
+            stores: Arc::clone(&shared.stores),
+            aborts,
         };
+        let components = Arc::clone(&shared.components);
         let configured = (config.bindings.iter())
             .map(|binding| {
                 let built = builder.build(binding, &components);
@@ -227,6 +243,15 @@ impl Builder {
             stats: process.binding(&config.name),
         };
         let target = match &config.target {
+            BindingTarget::ObjectStore(settings) => {
+                Target::ObjectStore(object_store::ObjectStore::new(
+                    config,
+                    settings,
+                    &self.stores,
+                    Rc::clone(&self.aborts),
+                    process.binding(&config.name),
+                ))
+            }
             BindingTarget::Echo => Target::Echo,
             BindingTarget::Component(component) => Target::Component(component::Component::new(
                 config,
@@ -372,6 +397,7 @@ impl Target {
         request: Request<Body>,
     ) -> Result<Response<Body>, Error> {
         match self {
+            Self::ObjectStore(store) => store.open(invocation, request).await,
             Self::Echo => Ok(echo::open(invocation, request)),
             Self::Component(component) => component.open(invocation, request).await,
             Self::Dapr(dapr) => dapr.open(invocation, request).await,
@@ -384,7 +410,7 @@ impl Target {
         match self {
             Self::Component(component) => component.is_unproven(),
             Self::Dapr(dapr) => dapr.is_unproven(),
-            Self::Echo | Self::Http(_) => false,
+            Self::ObjectStore(_) | Self::Echo | Self::Http(_) => false,
         }
     }
 
@@ -392,7 +418,7 @@ impl Target {
         match self {
             Self::Component(component) => component.learn(streams),
             Self::Dapr(dapr) => dapr.learn(streams),
-            Self::Echo | Self::Http(_) => {}
+            Self::ObjectStore(_) | Self::Echo | Self::Http(_) => {}
         }
     }
 }

@@ -51,8 +51,8 @@ use thalweg_filters::{chain::Filter, initial_message};
 
 pub use address::{Address, BadAddress};
 pub use bindings::{
-    Backoff, Binding, BindingTarget, CircuitBreaker, Component, ComponentSockets, Dapr, HttpTarget,
-    Resiliency, Retry,
+    Backoff, Binding, BindingTarget, Bucket, CircuitBreaker, Component, ComponentSockets, Dapr,
+    HttpTarget, ObjectStore, Place, Resiliency, Retry, Secret,
 };
 pub use faults::Faults;
 use report::Report;

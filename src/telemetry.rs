@@ -83,6 +83,8 @@ pub(crate) struct BindingStats {
     pub(crate) handshake_timeouts: Count,
     pub(crate) buffered: Count,
     pub(crate) buffer_overflows: Count,
+    pub(crate) aborted_uploads: Count,
+    pub(crate) failed_aborts: Count,
 }
 
 /// A counter, or a gauge where it is also subtracted from.
@@ -279,7 +281,7 @@ const CLUSTER: [Reading<ClusterStats>; 10] = [
     ),
 ];
 
-const BINDING: [Reading<BindingStats>; 7] = [
+const BINDING: [Reading<BindingStats>; 9] = [
     (
         "component_ready",
         "Whether the component can be used",
@@ -321,6 +323,18 @@ const BINDING: [Reading<BindingStats>; 7] = [
         "Streams refused because they exceeded buffer.max_bytes",
         MetricType::Counter,
         |stats| &stats.buffer_overflows,
+    ),
+    (
+        "aborted_uploads",
+        "Uploads in parts that were given up before the object was complete",
+        MetricType::Counter,
+        |stats| &stats.aborted_uploads,
+    ),
+    (
+        "failed_aborts",
+        "Uploads that the store could not be told to forget",
+        MetricType::Counter,
+        |stats| &stats.failed_aborts,
     ),
 ];
 

@@ -33,7 +33,7 @@ use tokio::{
 use tower::{Service, service_fn};
 
 use crate::{
-    bindings::{Api, Bindings, Call, Components},
+    bindings::{Aborts, Api, Bindings, Call, Shared},
     config::{Config, Destination, Match},
     forward::Forward,
     router::Router,
@@ -48,6 +48,8 @@ pub(crate) struct Worker {
     routes: Router<Deadline<SharedChain>>,
     /// Takes the calls of bindings, before the routes; `None` where there are no bindings.
     bindings: Option<RefCell<Deadline<Api>>>,
+    /// Uploads of bindings that were given up.
+    aborts: Rc<Aborts>,
     pub(crate) process: Arc<Process>,
     pub(crate) drain: watch::Receiver<bool>,
     load: Arc<Load>,
@@ -96,12 +98,12 @@ pub(crate) fn start(
     name: String,
     config: Arc<Config>,
     telemetry: &Arc<Telemetry>,
-    components: &Arc<Components>,
+    shared: &Shared,
     drain: watch::Receiver<bool>,
 ) -> io::Result<Handle> {
     let (sockets, accepted) = mpsc::unbounded_channel();
     let load = Arc::<Load>::default();
-    let (telemetry, components) = (Arc::clone(telemetry), Arc::clone(components));
+    let (telemetry, shared) = (Arc::clone(telemetry), shared.clone());
     let shared_load = Arc::clone(&load);
     let thread = thread::Builder::new().name(name).spawn(move || {
         let runtime = Builder::new_current_thread()
@@ -114,7 +116,7 @@ pub(crate) fn start(
         };
         runtime.block_on(async move {
             let limit = config.drain_timeout;
-            let worker = Worker::new(&config, &telemetry, components, drain, shared_load);
+            let worker = Worker::new(&config, &telemetry, &shared, drain, shared_load);
             run(Rc::new(worker), accepted, limit).await;
         });
     })?;
@@ -158,6 +160,8 @@ async fn run(
             "connections were cut at the end of the drain"
         );
     }
+    connections.shutdown().await;
+    worker.aborts.finish().await;
 }
 
 // === impl Worker ===
@@ -166,7 +170,7 @@ impl Worker {
     fn new(
         config: &Config,
         telemetry: &Arc<Telemetry>,
-        components: Arc<Components>,
+        shared: &Shared,
         drain: watch::Receiver<bool>,
         load: Arc<Load>,
     ) -> Self {
@@ -223,11 +227,14 @@ impl Worker {
             .rev()
             .map(|(conditions, chain)| (conditions, Deadline::new(chain)))
             .collect();
-        let bindings = Rc::new(Bindings::new(config, telemetry, &clusters, components));
+        let aborts = Rc::<Aborts>::default();
+        let bindings = Bindings::new(config, telemetry, &clusters, shared, Rc::clone(&aborts));
+        let bindings = Rc::new(bindings);
         let api = Api::new(bindings, &config.bindings_front);
         Self {
             routes,
             bindings: api.map(|api| RefCell::new(Deadline::new(api))),
+            aborts,
             process,
             drain,
             load,
@@ -424,6 +431,7 @@ mod tests {
         let worker = Worker {
             routes: routes.into_iter().collect(),
             bindings: None,
+            aborts: Rc::default(),
             process: Arc::default(),
             drain: drains,
             load: Arc::default(),

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 use thalweg::config::{
-    self, Address, AuthorityMatch, Backoff, Binding, BindingTarget, Config, Destination, Faults,
-    PathMatch, Protocol, Route, Target,
+    self, Address, AuthorityMatch, Backoff, Binding, BindingTarget, Bucket, Config, Destination,
+    Faults, PathMatch, Place, Protocol, Route, Secret, Target,
 };
 use thalweg_filters::chain::Filter;
 use thalweg_proto::status::Code;
@@ -97,7 +97,10 @@ fn shipped_file_shows_the_defaults() {
     let bare = "
         listeners: [{name: plain, address: 127.0.0.1:8080}]
         filters: [metrics]
-        bindings: {echo: {echo: {}}}
+        bindings:
+          echo: {echo: {}}
+          files: {object_store: {url: \"file://./data\"}}
+          memory: {object_store: {url: \"memory://\"}}
         clusters:
           greeter: {endpoints: [127.0.0.1:50051]}
           web: {endpoints: [127.0.0.1:8000], protocol: http1}
@@ -423,6 +426,70 @@ fn bindings_are_read() {
     assert_eq!(http.authority, "hooks.test:81");
     assert_eq!(http.path_and_query, "/in?code=hush");
     assert_eq!(http.method, Some(http::Method::PUT));
+}
+
+#[test]
+fn store_is_chosen_by_its_url() {
+    let folder = tempfile::tempdir().unwrap();
+    let secret = folder.path().join("secret");
+    fs::write(&secret, " hush \n").unwrap();
+    let read = |url: &str, more: &str| {
+        let BindingTarget::ObjectStore(store) =
+            binding(&format!("object_store: {{url: \"{url}\"{more}}}")).target
+        else {
+            panic!("{url}")
+        };
+        store
+    };
+    let at = |name: &str, prefix: &str, endpoint: Option<&str>| Bucket {
+        name: name.into(),
+        prefix: prefix.into(),
+        endpoint: endpoint.map(Into::into),
+    };
+    let hush = Some(Secret {
+        file: secret.clone(),
+        text: "hush".into(),
+    });
+    let file = secret.display();
+
+    let files = read("file://./data", "");
+    assert_eq!(files.place, Place::Files("./data".into()));
+    assert_eq!(files.part_size, 1 << 20);
+    assert_eq!(read("file:///data", "").place, Place::Files("/data".into()));
+    let memory = read("memory://", ", max_bytes: 1KiB").place;
+    assert_eq!(memory, Place::Memory { max_bytes: 1024 });
+    let more = format!(
+        ", endpoint: \"http://a.test:9/\", access_key_id: me, secret_access_key_file: {file}"
+    );
+    let s3 = read("s3://bucket/some/prefix/", &more);
+    assert_eq!(s3.part_size, 8 << 20);
+    assert!(!format!("{s3:?}").contains("hush"), "{s3:?}");
+    let expected = Place::S3 {
+        bucket: at("bucket", "some/prefix", Some("http://a.test:9")),
+        region: None,
+        access_key_id: Some("me".into()),
+        secret_access_key: hush.clone(),
+        session_token: None,
+    };
+    assert_eq!(s3.place, expected);
+    let more = format!(", account: me, account_key_file: {file}, part_size: 64KiB");
+    let expected = Place::Azure {
+        bucket: at("container", "", None),
+        account: Some("me".into()),
+        account_key: hush.clone(),
+    };
+    assert_eq!(read("az://container", &more).place, expected);
+    let expected = Place::Google {
+        bucket: at("bucket", "", None),
+        service_account: hush,
+    };
+    let more = format!(", service_account_file: {file}");
+    assert_eq!(read("gs://bucket/", &more).place, expected);
+    let url = "https://a.test/objects".to_owned();
+    assert_eq!(
+        read("https://a.test/objects/", "").place,
+        Place::Http { url }
+    );
 }
 
 #[test]
@@ -770,6 +837,20 @@ refused! {
     dapr_without_cluster: &with_binding("dapr: {}");
     dapr_unknown_cluster: &with_binding("dapr: {cluster: dapr}");
     dapr_over_http1: &with_binding("dapr: {cluster: web}");
+    store_url_unknown: &with_binding("object_store: {url: \"ftp://there\"}");
+    store_without_folder: &with_binding("object_store: {url: \"file://\"}");
+    store_memory_with_place: &with_binding("object_store: {url: \"memory://there\"}");
+    store_without_bucket: &with_binding("object_store: {url: \"s3://\"}");
+    store_prefix_climbs: &with_binding("object_store: {url: \"s3://bucket/a/../b\"}");
+    store_key_of_another: &with_binding(
+        "object_store: {url: \"file://./data\", region: here, account: me, max_bytes: 1MiB}"
+    );
+    store_id_without_secret: &with_binding("object_store: {url: \"s3://bucket\", access_key_id: me}");
+    store_secret_missing: &with_binding(
+        "object_store: {url: \"az://bucket\", account_key_file: /nowhere/key}"
+    );
+    store_endpoint_no_url: &with_binding("object_store: {url: \"s3://bucket\", endpoint: \"localhost:9\"}");
+    store_part_too_small: &with_binding("object_store: {url: \"s3://bucket\", part_size: 1MiB}");
     url_https: &with_binding("http: {url: \"https://hooks.test/in\"}");
     url_without_scheme: &with_binding("http: {url: hooks.test/in}");
     url_with_user: &with_binding("http: {url: \"http://me:secret@hooks.test/in\"}");

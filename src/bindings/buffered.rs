@@ -95,12 +95,7 @@ impl Buffer {
         let answer = A::decode(whole.slice(5..))
             .map_err(|error| malformed(format!("the answer cannot be read: {error}")))?;
         let (initial, data) = into(answer);
-        Ok(response(Body::new(Pieces {
-            initial: Some(framed_initial(&initial)),
-            data,
-            writer: Writer::new(Form::Runtime, 0),
-            status: Some(ok_status()),
-        })))
+        Ok(answered(&initial, data))
     }
 
     async fn read(&self, body: &mut Body) -> Result<(Bytes, Option<HeaderMap>), Error> {
@@ -119,6 +114,16 @@ impl Buffer {
         }
         Ok((whole.freeze(), None))
     }
+}
+
+/// An answer that is there as a whole, in the one form.
+pub(super) fn answered(initial: &InitialResponse, data: Bytes) -> Response<Body> {
+    response(Body::new(Pieces {
+        initial: Some(framed_initial(initial)),
+        data,
+        writer: Writer::new(Form::Runtime, 0),
+        status: Some(ok_status()),
+    }))
 }
 
 /// The next chunk of a body without trailers.

@@ -329,12 +329,16 @@ impl Plan {
             return Ok(None);
         };
         match (self.from, self.to) {
-            (Form::Raw, _) => Ok(Some(ok_status())),
+            (Form::Raw, _) => {
+                let mut status = ok_status();
+                status.extend(trailers.map(metadata).unwrap_or_default());
+                Ok(Some(status))
+            }
             (_, Form::Raw) => {
                 let trailers = trailers.ok_or_else(|| no_status(label))?;
                 match failure(label, &trailers) {
                     Some(error) => Err(error),
-                    None => Ok(None),
+                    None => Ok(Some(metadata(trailers)).filter(|metadata| !metadata.is_empty())),
                 }
             }
             _ => Ok(trailers),
@@ -363,6 +367,18 @@ impl Plan {
             ),
         }
     }
+}
+
+/// Those trailers that a binding adds to its answer when it knows all of it.
+fn metadata(mut trailers: HeaderMap) -> HeaderMap {
+    let others: Vec<_> = (trailers.keys())
+        .filter(|name| !name.as_str().starts_with("metadata."))
+        .cloned()
+        .collect();
+    for name in others {
+        trailers.remove(name);
+    }
+    trailers
 }
 
 #[cfg(test)]

@@ -44,6 +44,8 @@ pub struct Binding {
 /// Where a binding leads.
 #[derive(Clone, Debug, PartialEq)]
 pub enum BindingTarget {
+    /// To a folder or an object store.
+    ObjectStore(ObjectStore),
     /// Back to the client.
     Echo,
     /// To a pluggable component of Dapr.
@@ -55,6 +57,82 @@ pub enum BindingTarget {
     },
     /// To a plain HTTP service.
     Http(HttpTarget),
+}
+
+/// Where the objects of a binding are.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ObjectStore {
+    /// The store.
+    pub place: Place,
+    /// Bytes of an object that are kept until the store has taken them; not below
+    /// [`Place::least_part`].
+    pub part_size: usize,
+}
+
+/// A store of objects.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Place {
+    /// A folder; relative to where the process was started, unless it is absolute.
+    Files(PathBuf),
+    /// The process itself, until it ends.
+    Memory {
+        /// Most bytes of all objects together.
+        max_bytes: usize,
+    },
+    /// Amazon S3, or what speaks like it.
+    S3 {
+        /// Where in the store.
+        bucket: Bucket,
+        /// As people write it; `None` is for the environment to say.
+        region: Option<String>,
+        /// Who asks; `None` is for the environment to say.
+        access_key_id: Option<String>,
+        /// What proves it.
+        secret_access_key: Option<Secret>,
+        /// What proves that it may be used for now.
+        session_token: Option<Secret>,
+    },
+    /// Azure Blob Storage, or what speaks like it.
+    Azure {
+        /// Where in the store.
+        bucket: Bucket,
+        /// The storage account; `None` is for the environment to say.
+        account: Option<String>,
+        /// Its key; `None` is for the environment to say.
+        account_key: Option<Secret>,
+    },
+    /// Google Cloud Storage, or what speaks like it.
+    Google {
+        /// Where in the store.
+        bucket: Bucket,
+        /// What a service account's file says; `None` is for the environment to say.
+        service_account: Option<Secret>,
+    },
+    /// A web server that knows GET, PUT and DELETE.
+    Http {
+        /// What stands before the keys. It has no query.
+        url: String,
+    },
+}
+
+/// A place in a store of many.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Bucket {
+    /// The name of the bucket, or of the container.
+    pub name: String,
+    /// What stands before the keys, without a `/` at either end; empty for nothing.
+    pub prefix: String,
+    /// The URL of the service; `None` for the maker's own.
+    pub endpoint: Option<String>,
+}
+
+/// What a file holds that nobody else should see.
+#[derive(Clone, PartialEq)]
+pub struct Secret {
+    /// Where it was read from.
+    pub file: PathBuf,
+    /// The secret, without blanks around it.
+    pub text: String,
 }
 
 /// A pluggable component of Dapr.
@@ -160,6 +238,47 @@ impl Binding {
     }
 
     pub(crate) const BUFFER_MAX_BYTES: usize = 4 << 20;
+}
+
+// === impl Place ===
+
+impl Place {
+    /// How the URLs of such places begin.
+    pub fn scheme(&self) -> &'static str {
+        match self {
+            Self::Files(_) => "file",
+            Self::Memory { .. } => "memory",
+            Self::S3 { .. } => "s3",
+            Self::Azure { .. } => "az",
+            Self::Google { .. } => "gs",
+            Self::Http { .. } => "http",
+        }
+    }
+
+    /// The least that such a store takes as a part of an object.
+    pub fn least_part(&self) -> usize {
+        match self {
+            Self::S3 { .. } | Self::Google { .. } => 5 << 20,
+            _ => 64 << 10,
+        }
+    }
+
+    pub(super) fn part_size(&self) -> usize {
+        match self {
+            Self::Files(_) | Self::Memory { .. } => 1 << 20,
+            _ => 8 << 20,
+        }
+    }
+
+    pub(super) const MAX_BYTES: usize = 256 << 20;
+}
+
+// === impl Secret ===
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Secret({})", self.file.display())
+    }
 }
 
 // === impl Backoff ===

@@ -395,11 +395,15 @@ pub(super) struct Dapr {
     pub(super) namespace: Option<String>,
 }
 
-/// A name that clients may invoke, and where it leads: one of `echo`, `component`, `dapr` and
-/// `http`.
+/// A name that clients may invoke, and where it leads: one of `object_store`, `echo`, `component`,
+/// `dapr` and `http`.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Binding {
+    /// Files in a folder, or objects in a store: S3, Azure Blob, Google Cloud Storage and those
+    /// that speak like them.
+    pub(super) object_store: Option<ObjectStore>,
+
     /// Answers with what the client sends, for tests: `{}`.
     pub(super) echo: Option<Echo>,
 
@@ -430,6 +434,64 @@ pub(super) struct Binding {
     /// is numbered and a stream with a hole in it must not look whole. `initial_message` is not among them: it comes before the binding is known, and stands
     /// in the top-level list.
     pub(super) filters: Option<Vec<FilterEntry>>,
+}
+
+/// Files in a folder, or objects in a store. Credentials that no key names come from the
+/// environment, where the tools of the store's maker look for them: `AWS_*`, `AZURE_*`, `GOOGLE_*`.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ObjectStore {
+    /// Where the objects are: `file://./data` (made if it is not there), `memory://`,
+    /// `s3://BUCKET/PREFIX`, `az://CONTAINER/PREFIX`, `gs://BUCKET/PREFIX`, or
+    /// `http://HOST/PATH` for a server that knows GET, PUT and DELETE. The prefix may be left out.
+    #[schemars(length(min = 1))]
+    pub(super) url: String,
+
+    /// Where the store's service is, for one that speaks like S3, Azure Blob or Google Cloud
+    /// Storage: `http://127.0.0.1:9000`. Default: the maker's own.
+    #[schemars(length(min = 1))]
+    pub(super) endpoint: Option<String>,
+
+    /// The region of an S3 bucket. Default: `AWS_REGION`, or `us-east-1`.
+    #[schemars(length(min = 1))]
+    pub(super) region: Option<String>,
+
+    /// Who asks, with S3. Default: `AWS_ACCESS_KEY_ID`, or what the machine is.
+    #[schemars(length(min = 1))]
+    pub(super) access_key_id: Option<String>,
+
+    /// A file that holds the secret of `access_key_id`. Files with secrets are read when the
+    /// configuration is, and blanks around what they hold are left out.
+    #[schemars(length(min = 1))]
+    pub(super) secret_access_key_file: Option<String>,
+
+    /// A file that holds the token of temporary credentials of S3.
+    #[schemars(length(min = 1))]
+    pub(super) session_token_file: Option<String>,
+
+    /// The storage account, with Azure. Default: `AZURE_STORAGE_ACCOUNT_NAME`.
+    #[schemars(length(min = 1))]
+    pub(super) account: Option<String>,
+
+    /// A file that holds a key of the storage account.
+    #[schemars(length(min = 1))]
+    pub(super) account_key_file: Option<String>,
+
+    /// The file of a service account of Google Cloud. Default: `GOOGLE_APPLICATION_CREDENTIALS`,
+    /// or what the machine is.
+    #[schemars(length(min = 1))]
+    pub(super) service_account_file: Option<String>,
+
+    /// Bytes of an object that are kept until the store has taken them: what an upload costs in
+    /// memory. Default `8MiB`, so that an object of 80 GB has no more parts than stores allow, and
+    /// `1MiB` for files and memory. S3 and Google Cloud Storage want at least `5MiB`.
+    #[schemars(extend("minimum" = 65536, "maximum" = 1_073_741_824))]
+    pub(super) part_size: Option<Size>,
+
+    /// Most bytes of all objects in `memory://` together; further ones are refused. Default
+    /// `256MiB`: enough to try things out.
+    #[schemars(extend("minimum" = 1))]
+    pub(super) max_bytes: Option<Size>,
 }
 
 /// Answers with what the client sends.

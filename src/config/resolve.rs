@@ -6,6 +6,7 @@
 mod bindings;
 mod clusters;
 mod http2;
+mod object_store;
 mod routes;
 
 use std::collections::{BTreeMap, HashMap};

@@ -3,9 +3,9 @@
 use serde_json::{Map, Value, json};
 
 use super::{
-    Address, Admin, AuthorityMatch, Backoff, Binding, BindingTarget, Cluster, ComponentSockets,
-    Config, Destination, Http2, HttpTarget, Listener, Match, PathMatch, Pool, Resiliency, Retry,
-    Route, RouteTimeouts,
+    Address, Admin, AuthorityMatch, Backoff, Binding, BindingTarget, Bucket, Cluster,
+    ComponentSockets, Config, Destination, Http2, HttpTarget, Listener, Match, ObjectStore,
+    PathMatch, Place, Pool, Resiliency, Retry, Route, RouteTimeouts, Secret,
 };
 use thalweg_filters::chain::Filter;
 use thalweg_filters::units::Unit;
@@ -165,6 +165,7 @@ fn binding(binding: &Binding) -> Value {
 
 fn target(target: &BindingTarget) -> (&'static str, Value) {
     match target {
+        BindingTarget::ObjectStore(store) => ("object_store", object_store(store)),
         BindingTarget::Echo => ("echo", json!({})),
         BindingTarget::Component(component) => {
             let keys = component.metadata.keys();
@@ -190,6 +191,65 @@ fn target(target: &BindingTarget) -> (&'static str, Value) {
             ("http", all)
         }
     }
+}
+
+fn object_store(store: &ObjectStore) -> Value {
+    let mut all = json!({"part_size": size(store.part_size)});
+    let scheme = store.place.scheme();
+    let mut in_bucket = |bucket: &Bucket, keys: &[(&str, Option<String>)]| {
+        let Bucket {
+            name,
+            prefix,
+            endpoint,
+        } = bucket;
+        all["url"] = format!("{scheme}://{name}/{prefix}").into();
+        let endpoint = ("endpoint", endpoint.clone());
+        for (key, value) in keys.iter().chain([&endpoint]) {
+            if let Some(value) = value {
+                all[key] = value.as_str().into();
+            }
+        }
+    };
+    let file = |secret: &Option<Secret>| Some(secret.as_ref()?.file.display().to_string());
+    match &store.place {
+        Place::Files(folder) => all["url"] = format!("file://{}", folder.display()).into(),
+        Place::Memory { max_bytes } => {
+            all["url"] = "memory://".into();
+            all["max_bytes"] = size(*max_bytes).into();
+        }
+        Place::S3 {
+            bucket,
+            region,
+            access_key_id,
+            secret_access_key,
+            session_token,
+        } => in_bucket(
+            bucket,
+            &[
+                ("region", region.clone()),
+                ("access_key_id", access_key_id.clone()),
+                ("secret_access_key_file", file(secret_access_key)),
+                ("session_token_file", file(session_token)),
+            ],
+        ),
+        Place::Azure {
+            bucket,
+            account,
+            account_key,
+        } => in_bucket(
+            bucket,
+            &[
+                ("account", account.clone()),
+                ("account_key_file", file(account_key)),
+            ],
+        ),
+        Place::Google {
+            bucket,
+            service_account,
+        } => in_bucket(bucket, &[("service_account_file", file(service_account))]),
+        Place::Http { url } => all["url"] = url.as_str().into(),
+    }
+    all
 }
 
 fn url(http: &HttpTarget) -> String {
@@ -288,6 +348,6 @@ pub(super) fn duration(duration: std::time::Duration) -> String {
     Unit::Duration.show(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
 }
 
-fn size(bytes: usize) -> String {
+pub(super) fn size(bytes: usize) -> String {
     Unit::Size.show(bytes as u64)
 }

@@ -103,13 +103,17 @@ impl Resolve<'_> {
         for (name, raw) in raw {
             let path = format!("bindings.{name}");
             let targets = [
+                ("object_store", raw.object_store.is_some()),
                 ("echo", raw.echo.is_some()),
                 ("component", raw.component.is_some()),
                 ("dapr", raw.dapr.is_some()),
                 ("http", raw.http.is_some()),
             ];
             self.one_target(&targets, &path);
-            let target = if let Some(raw) = raw.component {
+            let target = if let Some(raw) = raw.object_store {
+                self.object_store(raw, &format!("{path}.object_store"))
+                    .map(BindingTarget::ObjectStore)
+            } else if let Some(raw) = raw.component {
                 self.component(&name, raw, &format!("{path}.component"))
                     .map(BindingTarget::Component)
             } else if let Some(raw) = raw.dapr {
@@ -164,7 +168,7 @@ impl Resolve<'_> {
                 let misspelt =
                     |(key, _): &(&str, bool)| self.faults.covers(&format!("{path}.{key}"));
                 if !targets.iter().any(misspelt) {
-                    let hint = "add `component`, `dapr`, `http` or `echo: {}`";
+                    let hint = "add `object_store`, `component`, `dapr`, `http` or `echo: {}`";
                     self.faults
                         .add(path, "leads nowhere: it has no target", hint);
                 }

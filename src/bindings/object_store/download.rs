@@ -1,0 +1,79 @@
+//! An object that becomes a stream, as fast as the client reads.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use ::http::{HeaderMap, HeaderName, HeaderValue};
+use aws_lc_rs::digest;
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+use http_body::Frame;
+use object_store::{GetResult, path::Path};
+use thalweg_filters::{Body, Chunk, Error, Side};
+use thalweg_proto::status::Code;
+
+use super::{store, wanted::hex};
+
+/// Tells the sum when all was read.
+const SHA256: HeaderName = HeaderName::from_static("metadata.sha256");
+
+struct Download {
+    pieces: BoxStream<'static, object_store::Result<Bytes>>,
+    /// Bytes that are still to come.
+    left: u64,
+    sum: Option<digest::Context>,
+    key: String,
+    label: Arc<str>,
+}
+
+/// The bytes that were found; with `hashed`, their SHA-256 as a trailer.
+pub(super) fn body(found: GetResult, key: &Path, label: Arc<str>, hashed: bool) -> Body {
+    Body::new(Download {
+        left: found.range.end - found.range.start,
+        pieces: found.into_stream(),
+        sum: hashed.then(|| digest::Context::new(&digest::SHA256)),
+        key: key.to_string(),
+        label,
+    })
+}
+
+impl http_body::Body for Download {
+    type Data = Chunk;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Chunk>, Error>>> {
+        let this = &mut *self;
+        match ready!(this.pieces.as_mut().poll_next(cx)) {
+            Some(Ok(piece)) => {
+                this.left = this.left.saturating_sub(piece.len() as u64);
+                if let Some(sum) = &mut this.sum {
+                    sum.update(&piece);
+                }
+                Poll::Ready(Some(Ok(Frame::data(piece.into()))))
+            }
+            Some(Err(error)) => {
+                let error = store::failure(&this.label, &this.key, error);
+                Poll::Ready(Some(Err(error)))
+            }
+            None if this.left > 0 => Poll::Ready(Some(Err(Error::new(
+                Code::DataLoss,
+                "object_cut",
+                Side::Upstream,
+                format!(
+                    "{}: the object {} ended {} bytes too early",
+                    this.label, this.key, this.left
+                ),
+            )))),
+            None => Poll::Ready(this.sum.take().and_then(|sum| {
+                let sum = HeaderValue::try_from(hex(sum.finish().as_ref())).ok()?;
+                Some(Ok(Frame::trailers(HeaderMap::from_iter([(SHA256, sum)]))))
+            })),
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Names of objects as JSON, written as they are found: a list of any length costs no memory.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use futures_util::stream::BoxStream;
+use http_body::Frame;
+use object_store::{ObjectMeta, path::Path};
+use serde::Serialize;
+use thalweg_filters::{Body, Chunk, Error};
+
+use super::{super::bad_request, store, wanted::Wanted};
+
+/// About what goes out at once.
+const PIECE: usize = 16 * 1024;
+
+/// Which objects are listed.
+pub(super) struct Selection {
+    prefix: String,
+    marker: Option<String>,
+    left: usize,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Line<'a> {
+    key: &'a str,
+    size: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    etag: Option<&'a str>,
+    last_modified: String,
+}
+
+struct Listing {
+    objects: BoxStream<'static, object_store::Result<ObjectMeta>>,
+    selection: Selection,
+    label: Arc<str>,
+    begun: bool,
+    ended: bool,
+}
+
+// === impl Selection ===
+
+impl Selection {
+    /// As the metadata say, or the request, which holds the same keys as JSON. What the metadata say wins.
+    pub(super) fn read(wanted: &Wanted<'_>, request: &[u8]) -> Result<Self, Error> {
+        let request = match request.trim_ascii() {
+            [] => BTreeMap::new(),
+            json => texts(json)?,
+        };
+        let request = Wanted::new(&request);
+        let get = |name| wanted.get(name).or_else(|| request.get(name));
+        if get("delimiter").is_some() {
+            return Err(bad_request(
+                "delimiter: objects are listed with all that is below a prefix; there is no other way",
+            ));
+        }
+        let left = match get("maxresults") {
+            None => usize::MAX,
+            Some(text) => text.parse().ok().filter(|most| *most > 0).ok_or_else(|| {
+                bad_request(format!("maxResults {text:?} is no number above zero"))
+            })?,
+        };
+        Ok(Self {
+            prefix: get("prefix").unwrap_or_default().to_owned(),
+            marker: get("marker").map(str::to_owned),
+            left,
+        })
+    }
+
+    /// The folder in which all of them are: a prefix may end within a name.
+    pub(super) fn folder(&self) -> Result<Path, Error> {
+        let folder = self
+            .prefix
+            .rsplit_once('/')
+            .map_or("", |(folder, _)| folder);
+        path("prefix", folder)
+    }
+
+    pub(super) fn after(&self) -> Result<Option<Path>, Error> {
+        self.marker
+            .as_deref()
+            .map(|marker| path("marker", marker))
+            .transpose()
+    }
+}
+
+/// The texts and numbers of a JSON object.
+fn texts(json: &[u8]) -> Result<BTreeMap<String, String>, Error> {
+    let object: BTreeMap<String, serde_json::Value> = serde_json::from_slice(json)
+        .map_err(|error| bad_request(format!("what to list is said in a JSON object: {error}")))?;
+    let text = |(name, value): (String, serde_json::Value)| match value {
+        serde_json::Value::String(text) => Some((name, text)),
+        serde_json::Value::Number(number) => Some((name, number.to_string())),
+        _ => None,
+    };
+    Ok(object.into_iter().filter_map(text).collect())
+}
+
+fn path(name: &str, text: &str) -> Result<Path, Error> {
+    let bad = |_| bad_request(format!("{name} {text:?} is not how names of objects begin"));
+    Path::parse(text).map_err(bad)
+}
+
+// === impl Listing ===
+
+/// The list as a body.
+pub(super) fn body(
+    objects: BoxStream<'static, object_store::Result<ObjectMeta>>,
+    selection: Selection,
+    label: Arc<str>,
+) -> Body {
+    Body::new(Listing {
+        objects,
+        selection,
+        label,
+        begun: false,
+        ended: false,
+    })
+}
+
+impl Listing {
+    fn write(&mut self, object: &ObjectMeta, out: &mut String) {
+        let line = Line {
+            key: object.location.as_ref(),
+            size: object.size,
+            etag: object.e_tag.as_deref(),
+            last_modified: object.last_modified.to_rfc3339(),
+        };
+        let comma = if self.begun { ",\n" } else { "[" };
+        self.begun = true;
+        // Neither can fail: these are texts and numbers, and go into memory.
+        let line = serde_json::to_string(&line).unwrap_or_default();
+        let _ = write!(out, "{comma}{line}");
+    }
+}
+
+impl http_body::Body for Listing {
+    type Data = Chunk;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Chunk>, Error>>> {
+        let this = &mut *self;
+        let mut out = String::new();
+        while out.len() < PIECE && !this.ended {
+            let next = match this.selection.left {
+                0 => Poll::Ready(None),
+                _ => this.objects.as_mut().poll_next(cx),
+            };
+            match next {
+                Poll::Ready(Some(Ok(object))) => {
+                    if object.location.as_ref().starts_with(&this.selection.prefix) {
+                        this.selection.left -= 1;
+                        this.write(&object, &mut out);
+                    }
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    let error = store::failure(&this.label, &this.selection.prefix, error);
+                    return Poll::Ready(Some(Err(error)));
+                }
+                Poll::Ready(None) => {
+                    out.push_str(if this.begun { "]\n" } else { "[]\n" });
+                    this.ended = true;
+                }
+                Poll::Pending if out.is_empty() => return Poll::Pending,
+                Poll::Pending => break,
+            }
+        }
+        if out.is_empty() {
+            return Poll::Ready(None);
+        }
+        Poll::Ready(Some(Ok(Frame::data(bytes::Bytes::from(out).into()))))
+    }
+}
