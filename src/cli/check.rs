@@ -100,7 +100,7 @@ fn bindings(config: &Config) -> Vec<Line> {
 }
 
 /// The kind of a binding's target and its settings, from the binding as it is shown: there, secrets are hidden already.
-pub(super) fn target(binding: &Value) -> (&str, &Value) {
+fn target(binding: &Value) -> (&str, &Value) {
     const BESIDE: [&str; 4] = ["buffer", "resiliency", "timeouts", "filters"];
     let keys = binding.as_object().into_iter().flatten();
     keys.map(|(key, settings)| (key.as_str(), settings))

@@ -9,8 +9,7 @@ use std::{
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::check::target;
-use crate::config::{Address, Config};
+use crate::config::{Address, BindingTarget, Config};
 
 /// What may stand in a URL as it is.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
@@ -77,14 +76,13 @@ impl Welcome<'_> {
 
     /// A binding to try, and whether it keeps what it is sent.
     fn binding(&self) -> Option<(&str, bool)> {
-        let shown = self.config.to_json();
-        let of_kind = |wanted: &str| {
-            let mut names = self.config.bindings.iter().map(|binding| &binding.name);
-            names.find(|name| target(&shown["bindings"][name.as_str()]).0 == wanted)
-        };
-        of_kind("object_store")
-            .map(|name| (name.as_str(), true))
-            .or_else(|| of_kind("echo").map(|name| (name.as_str(), false)))
+        let mut bindings = self.config.bindings.iter();
+        let store = bindings.find(|it| matches!(it.target, BindingTarget::ObjectStore(_)));
+        let mut bindings = self.config.bindings.iter();
+        let echo = bindings.find(|it| matches!(it.target, BindingTarget::Echo));
+        store
+            .map(|store| (store.name.as_str(), true))
+            .or_else(|| echo.map(|echo| (echo.name.as_str(), false)))
     }
 }
 
