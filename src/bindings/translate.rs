@@ -78,6 +78,8 @@ enum Initial {
 struct Out {
     chunks: VecDeque<Chunk>,
     small: BytesMut,
+    /// Of the payload in `small`.
+    small_credit: Credit,
 }
 
 // === impl Translate ===
@@ -152,21 +154,19 @@ impl Translate {
         Poll::Ready(Ok(()))
     }
 
-    fn take(&mut self, chunk: Chunk) -> Result<(), Fault> {
-        let (mut rest, credit) = chunk.into_parts();
+    fn take(&mut self, mut chunk: Chunk) -> Result<(), Fault> {
         if self.plan.from == Form::Raw {
             // A message a piece: peers bound the size of messages.
-            while rest.len() > RAW_MESSAGE_MAX {
-                self.translate(&rest.split_to(RAW_MESSAGE_MAX))?;
+            while chunk.len() > RAW_MESSAGE_MAX {
+                self.translate(chunk.split_to(RAW_MESSAGE_MAX))?;
             }
         }
-        self.translate(&rest)?;
-        drop(rest);
-        self.out.seal(credit);
+        self.translate(chunk)?;
+        self.out.flush();
         Ok(())
     }
 
-    fn translate(&mut self, bytes: &Bytes) -> Result<(), Fault> {
+    fn translate(&mut self, mut chunk: Chunk) -> Result<(), Fault> {
         let Self {
             reader,
             writer,
@@ -175,8 +175,9 @@ impl Translate {
             plan,
             ..
         } = self;
+        let (bytes, mut taken) = (chunk.bytes(), 0);
         let mut misnumbered = None;
-        reader.read(bytes, |piece| match piece {
+        reader.read(&bytes, |piece| match piece {
             Piece::Initial(content) => match initial {
                 Initial::Pass { passed } => {
                     writer.initial(&content, &mut out.small);
@@ -194,7 +195,12 @@ impl Translate {
                 }
                 writer.start(length, &mut out.small);
             }
-            Piece::Data { start, end } => out.payload(bytes, start, end),
+            Piece::Data { start, end } => {
+                // With the credit of what it was wrapped in, so that all returns when the payload has been handed on.
+                let (_, credit) = chunk.split_to(end - taken).into_parts();
+                taken = end;
+                out.payload(bytes.slice(start..end), credit);
+            }
             Piece::End(number) => {
                 if plan.from == Form::Component && number != writer.next() {
                     misnumbered.get_or_insert_with(|| (writer.next(), number));
@@ -291,31 +297,21 @@ impl fmt::Debug for Translate {
 // === impl Out ===
 
 impl Out {
-    fn payload(&mut self, bytes: &Bytes, start: usize, end: usize) {
-        if end - start <= SMALL {
-            self.small.extend_from_slice(&bytes[start..end]);
+    fn payload(&mut self, payload: Bytes, credit: Credit) {
+        if payload.len() <= SMALL {
+            self.small.extend_from_slice(&payload);
+            self.small_credit.absorb(credit);
             return;
         }
         self.flush();
-        self.chunks.push_back(Chunk::from(bytes.slice(start..end)));
+        self.chunks.push_back(Chunk::from_parts(payload, credit));
     }
 
     fn flush(&mut self) {
         if !self.small.is_empty() {
-            self.chunks
-                .push_back(Chunk::from(self.small.split().freeze()));
-        }
-    }
-
-    /// Closes what came of a chunk. Its credit goes with the last part, so it returns when all has been handed on.
-    fn seal(&mut self, credit: Credit) {
-        let last = if self.small.is_empty() {
-            self.chunks.pop_back().map(|last| last.into_parts().0)
-        } else {
-            Some(self.small.split().freeze())
-        };
-        if let Some(last) = last {
-            self.chunks.push_back(Chunk::from_parts(last, credit));
+            let credit = std::mem::take(&mut self.small_credit);
+            let small = self.small.split().freeze();
+            self.chunks.push_back(Chunk::from_parts(small, credit));
         }
     }
 }
@@ -504,9 +500,31 @@ mod tests {
 
         let large = chunks.iter().find(|chunk| chunk.len() == 100_000).unwrap();
         assert!(payload.contains(&(large.as_slice().as_ptr() as usize)));
-        assert_eq!(ledger.held(), sent.len());
+        assert!(ledger.held() >= 100_000, "{ledger:?}");
         drop(chunks);
         assert_eq!(ledger.held(), 0);
+    }
+
+    /// Else nobody would stop a sender whose bytes are wrapped and unwrapped on their way.
+    #[tokio::test]
+    async fn credit_stays_with_its_payload_through_two_translations() {
+        for size in [100, 5000, 200_000] {
+            let ledger = Ledger::window(1 << 20);
+            let raw = ledger.take(Bytes::from(vec![9; size]));
+            let wrapped = Translate::new(script([raw]), plan(Form::Raw, Form::Runtime), 0, None);
+            let wrapped = wrapped.without_initial().into_body();
+            let mut body =
+                Translate::new(wrapped, plan(Form::Runtime, Form::Raw), 0, None).without_initial();
+
+            let mut chunks = Vec::new();
+            while let Some(chunk) = body.next().await.unwrap() {
+                chunks.push(chunk);
+            }
+
+            assert_eq!(ledger.held(), size);
+            drop(chunks);
+            assert_eq!(ledger.held(), 0);
+        }
     }
 
     #[tokio::test]

@@ -9,6 +9,7 @@
 //! | `fallback` | far sides that know no streams |
 //! | `resiliency` | timeouts, retries, breakers |
 //! | `service` | web services behind a binding |
+//! | `object_store` | objects in folders and in memory |
 //! | `memory` | that it stays flat |
 
 mod component;
@@ -17,5 +18,6 @@ mod fallback;
 mod grpc;
 mod http;
 mod memory;
+mod object_store;
 mod resiliency;
 mod service;

@@ -1,4 +1,7 @@
 //! An object that becomes a stream, as fast as the client reads.
+//!
+//! Whoever moves a body takes all that it has, and relies on its source to stop. So what is read is booked on a [`Ledger`], and no more is
+//! read while a window of it is held.
 
 use std::{
     pin::Pin,
@@ -12,16 +15,20 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use http_body::Frame;
 use object_store::{GetResult, path::Path};
-use thalweg_filters::{Body, Chunk, Error, Side};
+use thalweg_filters::{Body, Chunk, Error, Side, body::Ledger};
 use thalweg_proto::status::Code;
 
 use super::{store, wanted::hex};
+
+/// What is read of a store's bytes before the client has taken them, beside the piece that was read last.
+pub(super) const WINDOW: usize = 256 * 1024;
 
 /// Tells the sum when all was read.
 const SHA256: HeaderName = HeaderName::from_static("metadata.sha256");
 
 struct Download {
     pieces: BoxStream<'static, object_store::Result<Bytes>>,
+    ledger: Arc<Ledger>,
     /// Bytes that are still to come.
     left: u64,
     sum: Option<digest::Context>,
@@ -32,6 +39,7 @@ struct Download {
 /// The bytes that were found; with `hashed`, their SHA-256 as a trailer.
 pub(super) fn body(found: GetResult, key: &Path, label: Arc<str>, hashed: bool) -> Body {
     Body::new(Download {
+        ledger: Ledger::window(WINDOW),
         left: found.range.end - found.range.start,
         pieces: found.into_stream(),
         sum: hashed.then(|| digest::Context::new(&digest::SHA256)),
@@ -49,13 +57,14 @@ impl http_body::Body for Download {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Chunk>, Error>>> {
         let this = &mut *self;
+        ready!(this.ledger.poll_open(cx));
         match ready!(this.pieces.as_mut().poll_next(cx)) {
             Some(Ok(piece)) => {
                 this.left = this.left.saturating_sub(piece.len() as u64);
                 if let Some(sum) = &mut this.sum {
                     sum.update(&piece);
                 }
-                Poll::Ready(Some(Ok(Frame::data(piece.into()))))
+                Poll::Ready(Some(Ok(Frame::data(this.ledger.take(piece)))))
             }
             Some(Err(error)) => {
                 let error = store::failure(&this.label, &this.key, error);

@@ -288,8 +288,9 @@ fn pieces(file: fs::File, key: Path, range: Range<u64>) -> BoxStream<'static, Re
                 return Ok(None);
             }
             let (from, want) = (Arc::clone(&file), PIECE.min(range.end - range.start));
+            // Made and let go of by one thread, as the allocator likes it.
+            let mut piece = BytesMut::zeroed(want as usize);
             let piece = blocking(&key, move || {
-                let mut piece = BytesMut::zeroed(want as usize);
                 let read = from.read_at(&mut piece, range.start)?;
                 piece.truncate(read);
                 Ok(piece.freeze())
@@ -318,14 +319,15 @@ impl MultipartUpload for Upload {
         self.written += payload.content_length() as u64;
         let (temporary, key) = (Arc::clone(&self.temporary), self.key.clone());
         Box::pin(async move {
-            blocking(&key, move || {
-                for piece in payload {
-                    temporary.file.write_all_at(&piece, at)?;
+            let written = blocking(&key, move || {
+                for piece in &payload {
+                    temporary.file.write_all_at(piece, at)?;
                     at += piece.len() as u64;
                 }
-                Ok(())
-            })
-            .await
+                Ok(payload)
+            });
+            // Let go of by the thread that made it, as the allocator likes it.
+            written.await.map(drop)
         })
     }
 

@@ -5,16 +5,16 @@ use std::{
     fmt::Write as _,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use futures_util::stream::BoxStream;
 use http_body::Frame;
 use object_store::{ObjectMeta, path::Path};
 use serde::Serialize;
-use thalweg_filters::{Body, Chunk, Error};
+use thalweg_filters::{Body, Chunk, Error, body::Ledger};
 
-use super::{super::bad_request, store, wanted::Wanted};
+use super::{super::bad_request, download::WINDOW, store, wanted::Wanted};
 
 /// About what goes out at once.
 const PIECE: usize = 16 * 1024;
@@ -40,6 +40,7 @@ struct Listing {
     objects: BoxStream<'static, object_store::Result<ObjectMeta>>,
     selection: Selection,
     label: Arc<str>,
+    ledger: Arc<Ledger>,
     begun: bool,
     ended: bool,
 }
@@ -119,6 +120,7 @@ pub(super) fn body(
         objects,
         selection,
         label,
+        ledger: Ledger::window(WINDOW),
         begun: false,
         ended: false,
     })
@@ -149,6 +151,7 @@ impl http_body::Body for Listing {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Chunk>, Error>>> {
         let this = &mut *self;
+        ready!(this.ledger.poll_open(cx));
         let mut out = String::new();
         while out.len() < PIECE && !this.ended {
             let next = match this.selection.left {
@@ -177,6 +180,6 @@ impl http_body::Body for Listing {
         if out.is_empty() {
             return Poll::Ready(None);
         }
-        Poll::Ready(Some(Ok(Frame::data(bytes::Bytes::from(out).into()))))
+        Poll::Ready(Some(Ok(Frame::data(this.ledger.take(out.into())))))
     }
 }

@@ -13,7 +13,7 @@ use crate::support::{
     component::{Component, Traits, reply},
     flood::{Flood, Hoard},
     framed,
-    plain::Peer,
+    plain::{Peer, PlainUpstream},
     raw,
     upstream::Call,
     within,
@@ -215,6 +215,22 @@ async fn component_that_does_not_read_stops_its_client_and_nobody_else() {
     };
     let (answer, ()) = tokio::join!(ninth, served);
     assert_eq!(answer.code(), Code::Ok);
+}
+
+#[tokio::test]
+async fn web_service_that_does_not_read_stops_its_client() {
+    let upstream = PlainUpstream::bind_narrow().await;
+    let it = format!("it: {{http: {{url: \"http://{}/in\"}}}}", upstream.address);
+    let proxy = Running::start(&yaml(&[&it, "echo: {echo: {}}"])).await;
+    let client = client(&proxy.address).await;
+    let call = client.request("POST", HTTP, &[]).await;
+    let flood = Flood::start(call.outgoing, vec![7; 1 << 20].into());
+    let _peer = upstream.accept().await;
+
+    let sent = at_rest(&client, || flood.sent.get()).await;
+
+    // Windows, and what the sockets between proxy and service take.
+    assert!(sent < 8 << 20, "{sent} bytes were taken");
 }
 
 // === who means ill ===
