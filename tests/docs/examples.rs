@@ -1,7 +1,6 @@
 //! Configurations that pages show.
 //!
-//! A block of YAML is a whole configuration, or begins with keys that one has: then it lacks listeners, and clusters that it
-//! names, and is judged without those.
+//! A block of YAML is a whole configuration, or some keys of one; where it has no listeners, it is judged with some.
 
 use thalweg::config;
 

@@ -4,13 +4,23 @@ use std::{fs, path::Path};
 
 use thalweg::config;
 
-use crate::support::child::{Folder, Running};
+use crate::support::{
+    child::{Folder, Running},
+    client::Client,
+    upstream::{Upstream, echo},
+};
 
 const STARTERS: [&str; 3] = ["local", "sidecar", "edge"];
 
 fn starter(name: &str) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     fs::read_to_string(root.join(format!("src/cli/init/{name}.yaml"))).unwrap()
+}
+
+/// The same, on ports of the test's own.
+fn on_free_ports(name: &str) -> String {
+    let text = starter(name).replace("${THALWEG_PORT:-8080}", "8080");
+    text.replace(":8080", ":0").replace(":9901", ":0")
 }
 
 /// What stands in a folder, in alphabetical order.
@@ -125,21 +135,41 @@ fn ports_of_sidecar_come_from_the_environment() {
     assert_eq!(ports, ["127.0.0.1:7001", "127.0.0.1:7002"]);
 }
 
-// === the first lines ===
+#[tokio::test]
+async fn sidecar_and_edge_forward_what_they_are_for() {
+    let upstream = Upstream::start().await.serve(echo);
+    let sockets = tempfile::tempdir().unwrap();
 
-/// `local`, on ports of the test's own.
-fn local() -> String {
-    let text = starter("local");
-    let text = text.replace(":8080", ":0");
-    // What the test starts proxies with has these keys already.
-    let own = ["admin:", "  address: 127.0.0.1:9901", "filters: [metrics]"];
-    let lines = text.lines().filter(|line| !own.contains(line));
-    lines.map(|line| format!("{line}\n")).collect()
+    for (name, whereto, path) in [
+        (
+            "sidecar",
+            "127.0.0.1:${DAPR_GRPC_PORT:-50001}",
+            "/dapr.proto.runtime.v1.Dapr/GetState",
+        ),
+        ("edge", "127.0.0.1:50051", "/helloworld.Greeter/SayHello"),
+    ] {
+        let yaml = on_free_ports(name)
+            .replace(whereto, &upstream.to_string())
+            .replace(
+                "/tmp/dapr-components-sockets",
+                sockets.path().to_str().unwrap(),
+            );
+        let proxy = Running::start_as_written(&yaml).await;
+        let client = Client::connect_with(&proxy.address, &h2::client::Builder::new()).await;
+
+        let taken = client.unary(path, b"hello").await;
+        let refused = client.unary("/other.Service/Call", b"hello").await;
+
+        assert_eq!(taken.messages(), ["hello"], "{name}");
+        assert_eq!(refused.reason(), Some("no_route"), "{name}");
+    }
 }
+
+// === the first lines ===
 
 #[tokio::test]
 async fn lines_to_paste_do_what_they_say() {
-    let mut proxy = Running::start(&local()).await;
+    let mut proxy = Running::start_as_written(&on_free_ports("local")).await;
 
     let welcome = proxy.welcomes("/metrics").await;
 

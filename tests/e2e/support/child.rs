@@ -99,33 +99,40 @@ fn plain(mut command: Command) -> Command {
     command
 }
 
+fn with_the_rest(yaml: &str) -> String {
+    format!("admin: {{address: \"127.0.0.1:0\"}}\nworkers: 1\nfilters: [metrics]\n{yaml}")
+}
+
 // === impl Running ===
 
 impl Running {
     /// With the keys of the configuration that a test cares for; the rest is one listener, one worker and the admin address.
     pub(crate) async fn start(yaml: &str) -> Self {
+        Self::launch(binary(), &with_the_rest(yaml), true).await
+    }
+
+    /// With a configuration as it is written.
+    pub(crate) async fn start_as_written(yaml: &str) -> Self {
         Self::launch(binary(), yaml, true).await
     }
 
-    /// The same, with so many open files at most.
+    /// The same as `start`, with so many open files at most.
     pub(crate) async fn with_files(most: u32, yaml: &str) -> Self {
         let mut shell = plain(Command::new("sh"));
         shell
             .arg("-c")
             .arg(format!("ulimit -n {most} && exec \"$0\" \"$@\""))
             .arg(env!("CARGO_BIN_EXE_thalweg"));
-        Self::launch(shell, yaml, true).await
+        Self::launch(shell, &with_the_rest(yaml), true).await
     }
 
-    /// The same, started as `thalweg`, and no more said, in the folder of its configuration.
+    /// The same as `start`, started as `thalweg`, and no more said, in the folder of its configuration.
     pub(crate) async fn without_arguments(yaml: &str) -> Self {
-        Self::launch(binary(), yaml, false).await
+        Self::launch(binary(), &with_the_rest(yaml), false).await
     }
 
     async fn launch(mut command: Command, yaml: &str, told: bool) -> Self {
-        let folder = Folder::with(&format!(
-            "admin: {{address: \"127.0.0.1:0\"}}\nworkers: 1\nfilters: [metrics]\n{yaml}"
-        ));
+        let folder = Folder::with(yaml);
         if told {
             command.arg("--config").arg(folder.config());
         }
