@@ -103,6 +103,9 @@ fn every_command_of_the_first_ten_minutes_works() {
             "PATH",
             format!("{}:{path}", binary.parent().unwrap().display()),
         )
+        // What the page leaves to defaults.
+        .env("THALWEG_ADDRESS", here("http://127.0.0.1:8080"))
+        .env("THALWEG_ADMIN", here("http://127.0.0.1:9901"))
         .env_remove("THALWEG_CONFIG")
         .env_remove("DAPR_COMPONENTS_SOCKETS_FOLDER")
         .stdin(Stdio::null())
