@@ -76,7 +76,7 @@ impl App {
             Some(settings) => {
                 let what = || format!("admin: cannot listen on {}", settings.address);
                 let started =
-                    admin::start(settings, &config, Arc::clone(&telemetry), drains.clone());
+                    admin::start(settings, &config, &components, &telemetry, drains.clone());
                 Some(started.map_err(|source| StartError {
                     what: what(),
                     source,
