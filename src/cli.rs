@@ -14,6 +14,10 @@ use crate::{
     config::{self, Config},
 };
 
+mod connect;
+mod exit;
+mod invoke;
+
 /// The exit code for a configuration that is refused: `EX_USAGE`.
 const REFUSED: u8 = 64;
 
@@ -39,6 +43,7 @@ enum Command {
     },
     /// Print the JSON Schema of the configuration, for editors.
     Schema,
+    Invoke(invoke::Invoke),
     /// Print the version.
     Version,
 }
@@ -75,6 +80,7 @@ pub fn main() -> ExitCode {
             println!("{}", config::schema());
             ExitCode::SUCCESS
         }
+        Command::Invoke(invoke) => invoke.run(),
         Command::Version => {
             println!("thalweg {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS
