@@ -14,6 +14,7 @@ use crate::{
     config::{self, Config},
 };
 
+mod bindings;
 mod connect;
 mod exit;
 mod invoke;
@@ -44,6 +45,7 @@ enum Command {
     /// Print the JSON Schema of the configuration, for editors.
     Schema,
     Invoke(invoke::Invoke),
+    Bindings(bindings::Bindings),
     /// Print the version.
     Version,
 }
@@ -81,6 +83,7 @@ pub fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Command::Invoke(invoke) => invoke.run(),
+        Command::Bindings(bindings) => bindings.run(),
         Command::Version => {
             println!("thalweg {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS

@@ -5,6 +5,7 @@
 //! | `calls` | what reaches the binding, and what comes back |
 //! | `endings` | exit codes, words, and what is left of an answer that was cut |
 //! | `tls` | whom it trusts, and how it proves itself |
+//! | `list` | the list of bindings |
 
 use std::{fmt::Display, process::Stdio};
 
@@ -20,6 +21,7 @@ use crate::support::{
 
 mod calls;
 mod endings;
+mod list;
 mod tls;
 
 /// Both transports, as the command line names them.
