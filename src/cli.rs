@@ -12,9 +12,13 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 
 use crate::config::{self, Config};
 
+mod bindings;
 mod check;
 mod completions;
+mod connect;
+mod exit;
 mod init;
+mod invoke;
 mod man;
 mod serve;
 mod welcome;
@@ -48,6 +52,8 @@ enum Command {
     },
     /// Print the JSON Schema of the configuration, for editors.
     Schema,
+    Invoke(invoke::Invoke),
+    Bindings(bindings::Bindings),
     /// Print a script that completes this command line.
     Completions(completions::Completions),
     /// Print the manual pages, for `man`.
@@ -83,6 +89,8 @@ pub fn main() -> ExitCode {
             println!("{}", config::schema());
             ExitCode::SUCCESS
         }
+        Command::Invoke(invoke) => invoke.run(),
+        Command::Bindings(bindings) => bindings.run(),
         Command::Completions(completions) => completions.run(),
         Command::Man(man) => man.run(),
         Command::Version => {

@@ -9,6 +9,7 @@
 //! | `deadlines` | what `grpc-timeout` promises, and what it tells the upstream |
 //! | `endings` | how streams end when somebody does not keep to the plan |
 //! | `http` | plain HTTP, over every pair of protocols |
+//! | `invoke` | what `thalweg invoke` and `thalweg bindings` promise to those who type them |
 //! | `resets` | what each reset code of one side becomes on the other |
 //! | `safety` | the limits that keep a rude peer from hurting others |
 //! | `shapes` | every kind of call, as client and upstream see it |
@@ -31,6 +32,7 @@ mod cli;
 mod deadlines;
 mod endings;
 mod http;
+mod invoke;
 mod resets;
 mod safety;
 mod shapes;

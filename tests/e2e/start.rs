@@ -190,11 +190,13 @@ async fn lines_to_paste_do_what_they_say() {
 
 // === completions and manual pages ===
 
-const COMMANDS: [&str; 7] = [
+const COMMANDS: [&str; 9] = [
     "serve",
     "init",
     "check",
     "schema",
+    "invoke",
+    "bindings",
     "completions",
     "man",
     "version",

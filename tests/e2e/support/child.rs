@@ -83,7 +83,8 @@ impl Folder {
     }
 }
 
-fn binary() -> Command {
+/// The binary, without anything of the environment that would change what it does.
+pub(crate) fn binary() -> Command {
     plain(Command::new(env!("CARGO_BIN_EXE_thalweg")))
 }
 
@@ -91,6 +92,10 @@ fn plain(mut command: Command) -> Command {
     command
         .env_remove("THALWEG_CONFIG")
         .env_remove("THALWEG_LOG")
+        .env_remove("THALWEG_ADDRESS")
+        .env_remove("THALWEG_ADMIN")
+        .env_remove("THALWEG_ADMIN_TOKEN")
+        .env_remove("DAPR_API_TOKEN")
         .env("NO_COLOR", "1")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -180,13 +185,7 @@ impl Running {
 
     /// Sends a signal: `TERM`, `INT`.
     pub(crate) async fn signal(&self, name: &str) {
-        let id = self.process.id().unwrap();
-        // The shell's own `kill`: there may be no other.
-        let kill = Command::new("sh")
-            .arg("-c")
-            .arg(format!("kill -{name} {id}"))
-            .status();
-        assert!(within("the signal is sent", kill).await.unwrap().success());
+        send_signal(&self.process, name).await;
     }
 
     /// Waits for its end.
@@ -214,6 +213,17 @@ impl Running {
         let kib = line.unwrap().trim().strip_suffix(" kB").unwrap();
         kib.parse::<usize>().unwrap() * 1024
     }
+}
+
+/// Sends a signal to a process: `TERM`, `INT`.
+pub(crate) async fn send_signal(process: &process::Child, name: &str) {
+    let id = process.id().unwrap();
+    // The shell's own `kill`: there may be no other.
+    let kill = Command::new("sh")
+        .arg("-c")
+        .arg(format!("kill -{name} {id}"))
+        .status();
+    assert!(within("the signal is sent", kill).await.unwrap().success());
 }
 
 async fn until(stderr: &mut Lines<BufReader<ChildStderr>>, words: &str) -> String {
