@@ -20,7 +20,9 @@ const WAYS: [(&str, char); 5] = [
 /// The words in quotes that a way leads to.
 fn words(source: &str, (opening, end): (&str, char)) -> Vec<String> {
     // `io::Error::new` is another one.
-    let found = (source.match_indices(opening)).filter(|(at, _)| !source[..*at].ends_with(':'));
+    let is_ours =
+        |at: usize| !source[..at].ends_with(|sign: char| sign == ':' || sign.is_alphanumeric());
+    let found = source.match_indices(opening).filter(|(at, _)| is_ours(*at));
     let within = found.map(|(at, _)| {
         let rest = &source[at + opening.len()..];
         let mut depth = 0_usize;
@@ -44,10 +46,17 @@ fn words(source: &str, (opening, end): (&str, char)) -> Vec<String> {
                 .chars()
                 .all(|sign| sign.is_ascii_lowercase() || "_0123456789".contains(sign))
     };
-    within
-        .flat_map(|text| text.split('"').skip(1).step_by(2).filter(is_word))
-        .map(ToOwned::to_owned)
-        .collect()
+    let mut all = Vec::new();
+    for text in within {
+        let words = text.split('"').skip(1).step_by(2).filter(is_word);
+        let before = all.len();
+        all.extend(words.map(ToOwned::to_owned));
+        assert!(
+            opening != WAYS[0].0 || all.len() > before || text.contains("reason,"),
+            "a reason comes into an error by a way that is not named here: {opening}{text}"
+        );
+    }
+    all
 }
 
 #[test]
