@@ -255,7 +255,8 @@ async fn memory_stays_flat_while_much_passes() {
                 base = client.peak();
             }
         }
-        let grown = client.peak() - base;
+        // What the kernel tells is no more than roughly the peak, and may shrink.
+        let grown = client.peak().saturating_sub(base);
         assert!(grown <= GROWTH, "{transport:?}: {grown}");
         assert_eq!(client.ends().await.code, Some(0));
     }
@@ -286,7 +287,7 @@ async fn answer_waits_for_whoever_reads_it() {
     for _ in 2..PIECES {
         assert!(client.read(MIB).await == piece);
     }
-    assert!(client.peak() - before <= HELD);
+    assert!(client.peak().saturating_sub(before) <= HELD);
     assert!(client.read(MIB).await == piece);
     sending.await.unwrap();
     assert_eq!(client.ends().await.code, Some(0));

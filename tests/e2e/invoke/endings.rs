@@ -352,18 +352,16 @@ async fn answer_that_is_not_whole_leaves_no_file() {
         if let Some(before) = before {
             std::fs::write(&out, before).unwrap();
         }
-        let command = to_file(&server, &[], &out);
-        let (said, ()) = tokio::join!(run(command), async {
-            let mut call = server.call().await;
-            let mut outgoing = call.respond();
-            outgoing.message(&payload(0, b"some of it")).await;
-            break_off(&mut call, &mut outgoing);
-            if words == "within a message" {
-                outgoing.trailers(&[("grpc-status", "0")]);
-            }
-            // Until the client has had enough.
-            while let Ok(Some(_)) = call.incoming.try_message().await {}
-        });
+        let client = Client::start(to_file(&server, &[], &out));
+        let mut call = server.call().await;
+        let mut outgoing = call.respond();
+        outgoing.message(&payload(0, b"some of it")).await;
+        break_off(&mut call, &mut outgoing);
+        if words == "within a message" {
+            outgoing.trailers(&[("grpc-status", "0")]);
+        }
+        // The call is still held here, so nothing else ends it.
+        let said = client.ends().await;
 
         assert_eq!(said.code, Some(76), "{words}: {}", said.stderr);
         assert!(said.stderr.contains(words), "{words}: {}", said.stderr);
