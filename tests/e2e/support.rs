@@ -10,6 +10,7 @@
 //! | [`binding`] | the messages of bindings, and clients that say them |
 //! | [`component`] | a pluggable component |
 //! | [`operator`] | who asks the admin endpoints |
+//! | [`tls`] | TLS in front of a server, and certificates for it |
 //! | [`upstream`] | an upstream on the `h2` crate |
 //! | [`raw`] | either side of HTTP/2, frame by frame and byte by byte |
 //! | [`plain`] | either side of HTTP/1.1, line by line |
@@ -29,6 +30,7 @@ pub(crate) mod plain;
 pub(crate) mod proxy;
 pub(crate) mod raw;
 pub(crate) mod stream;
+pub(crate) mod tls;
 pub(crate) mod upstream;
 
 /// The longest that anything may take. It is generous: only a test that has failed waits so long.
