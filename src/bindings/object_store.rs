@@ -249,7 +249,10 @@ impl ObjectStore {
             }
         }
         let selection = list::Selection::read(wanted, &request)?;
-        let objects = self.store.list(&selection.folder()?, selection.after()?);
+        let folder = selection.folder()?;
+        let objects = self.store.list(&folder, selection.after()?);
+        let objects = list::begun(objects).await;
+        let objects = objects.map_err(|error| self.failed(&folder, error))?;
         let body = list::body(objects, selection, Arc::clone(&self.label));
         let plan = Plan {
             from: Form::Raw,

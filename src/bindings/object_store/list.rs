@@ -9,7 +9,10 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use futures_util::stream::BoxStream;
+use futures_util::{
+    StreamExt, TryStreamExt,
+    stream::{self, BoxStream},
+};
 use http_body::Frame;
 use object_store::{ObjectMeta, path::Path};
 use serde::Serialize;
@@ -116,6 +119,14 @@ fn path(name: &str, text: &str) -> Result<Path, Error> {
 }
 
 // === impl Listing ===
+
+/// Waits for the first object, so that a store which cannot be asked is told by a status and not by a broken list.
+pub(super) async fn begun(
+    mut objects: BoxStream<'static, object_store::Result<ObjectMeta>>,
+) -> object_store::Result<BoxStream<'static, object_store::Result<ObjectMeta>>> {
+    let first = objects.try_next().await?;
+    Ok(stream::iter(first.map(Ok)).chain(objects).boxed())
+}
 
 /// The list as a body.
 pub(super) fn body(
