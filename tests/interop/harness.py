@@ -97,6 +97,7 @@ class Proxy:
             self.process = subprocess.Popen(
                 [binary, "--config", str(file)],
                 stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
                 stderr=log,
                 env={**os.environ, "THALWEG_LOG": "thalweg=debug"},
             )

@@ -688,8 +688,11 @@ def strangers(setting, tally):
 def nobody_there(setting, tally):
     for door in setting.doors:
         for binding in ("s3-down", "azure-down"):
-            for operation, data in [("create", b"x"), ("create", payload(5 * MIB)), ("get", b"")]:
-                refused(DOWN, lambda: door.ask(binding, operation, data, key="x"))
+            for operation in ("create", "get", "head", "delete", "list"):
+                refused(DOWN, lambda: door.ask(binding, operation, b"", key="x"))
+            if door.name != "h2c":
+                # An answer that comes before the body is sent is more than curl 7.88 can take over HTTP/2.
+                refused(DOWN, lambda: door.ask(binding, "create", payload(6 * MIB), key="x"))
         tally.ok(f"no store over {door.name}: is told")
 
 
@@ -699,7 +702,8 @@ def dies_while_it_is_written(setting, tally):
         upload.send(payload(6 * MIB))
         until_sent(setting, setting.frail, 5 * MIB)
         setting.frail.kill()
-        upload.send(payload(6 * MIB))
+        # Little over HTTP/2, for the same reason.
+        upload.send(payload(100 * KIB if open_upload is Http2Upload else 6 * MIB))
         refused(DOWN, upload.finish)
         setting.frail.start()
         tally.ok(f"store that dies over {open_upload.name}: an upload fails")
