@@ -28,6 +28,9 @@ const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 /// How long a client that is still uploading may take to read the answer that it need not go on.
 const LINGER: Duration = Duration::from_secs(1);
 
+/// The most that is read of such an upload meanwhile.
+const LINGER_BYTES: usize = 16 << 20;
+
 /// What the connections of one listener have in common.
 #[derive(Debug)]
 pub(crate) struct Front {

@@ -24,14 +24,11 @@ use tokio::{
 use crate::{
     eager::eager,
     headers,
-    serve::{Front, LINGER, answer, drained, stream_context},
+    serve::{Front, LINGER, LINGER_BYTES, answer, drained, stream_context},
     stall::StallWatch,
     transport::Transport,
     worker::{Live, Worker},
 };
-
-/// The most that is read of an upload that nobody wants.
-const LINGER_BYTES: usize = 16 << 20;
 
 /// Serves the connection until it ends.
 pub(super) async fn serve(transport: Transport, front: Arc<Front>, worker: Rc<Worker>) {
