@@ -14,6 +14,8 @@ use crate::{
     config::{self, Config},
 };
 
+mod certs;
+
 /// The exit code for a configuration that is refused: `EX_USAGE`.
 const REFUSED: u8 = 64;
 
@@ -39,6 +41,8 @@ enum Command {
     },
     /// Print the JSON Schema of the configuration, for editors.
     Schema,
+    /// Make a development CA, and certificates of it to try TLS with.
+    Certs(certs::Certs),
     /// Print the version.
     Version,
 }
@@ -60,6 +64,9 @@ pub fn main() -> ExitCode {
         },
         Command::Check { file } => match config::load(&file) {
             Ok(config) => {
+                for warning in &config.warnings {
+                    eprintln!("warning: {warning}\n");
+                }
                 println!(
                     "{}: good ({} listeners, {} routes, {} clusters)",
                     file.display(),
@@ -75,6 +82,7 @@ pub fn main() -> ExitCode {
             println!("{}", config::schema());
             ExitCode::SUCCESS
         }
+        Command::Certs(wanted) => certs::run(&wanted),
         Command::Version => {
             println!("thalweg {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS
@@ -112,6 +120,9 @@ fn serve(config: Config) -> ExitCode {
 }
 
 async fn run(config: Config) -> ExitCode {
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
     let mut signals = match Signals::new() {
         Ok(signals) => signals,
         Err(error) => {

@@ -28,14 +28,19 @@ use crate::{
     config::ServerHttp2,
     pump::{Intake, Pump, Stop},
     receive::{self, Sender, Unread},
-    serve::{Front, LINGER, answer, drained, stream_context},
+    serve::{Client, Front, LINGER, answer, drained, stream_context},
     stall::{Stall, StallWatch},
     transport::{Payload, Transport, driven},
     worker::Worker,
 };
 
 /// Serves the connection until it ends.
-pub(super) async fn serve(transport: Transport, front: Arc<Front>, worker: Rc<Worker>) {
+pub(super) async fn serve(
+    transport: Transport,
+    client: Client,
+    front: Arc<Front>,
+    worker: Rc<Worker>,
+) {
     transport.batch();
     let handshake = builder(&front.settings.http2).handshake(transport.clone());
     // On the heap, and gone with its end: the connection's task keeps no room for it.
@@ -48,6 +53,7 @@ pub(super) async fn serve(transport: Transport, front: Arc<Front>, worker: Rc<Wo
     let mut drive = Drive {
         connection,
         transport,
+        client,
         stall: StallWatch::new(front.settings.timeouts.stall),
         first_headers: Some(Box::pin(sleep(front.settings.timeouts.first_headers))),
         drain: Some(Box::pin(drained(Rc::clone(&worker)))),
@@ -65,6 +71,7 @@ pub(super) async fn serve(transport: Transport, front: Arc<Front>, worker: Rc<Wo
 struct Drive<D> {
     connection: server::Connection<Transport, Payload>,
     transport: Transport,
+    client: Client,
     stall: StallWatch,
     /// Until the first request.
     first_headers: Option<Pin<Box<Sleep>>>,
@@ -82,7 +89,7 @@ impl<D: Future<Output = ()>> Drive<D> {
                 Poll::Ready(Some(Ok((request, respond)))) => {
                     self.first_headers = None;
                     let (front, worker) = (Arc::clone(&self.front), Rc::clone(&self.worker));
-                    spawn_local(stream(request, respond, front, worker));
+                    spawn_local(stream(request, respond, self.client.clone(), front, worker));
                 }
                 Poll::Ready(Some(Err(error))) => {
                     let _ = self.transport.poll_drain(cx);
@@ -159,6 +166,7 @@ fn builder(settings: &ServerHttp2) -> server::Builder {
 async fn stream(
     request: Request<RecvStream>,
     mut respond: SendResponse<Payload>,
+    client: Client,
     front: Arc<Front>,
     worker: Rc<Worker>,
 ) {
@@ -175,7 +183,7 @@ async fn stream(
     };
     let request = Request::from_parts(parts, body);
     let most_headers = front.settings.http2.http2.max_headers;
-    let answer = answer(request, context.clone(), &worker, most_headers);
+    let answer = answer(request, context.clone(), &client, &worker, most_headers);
     let Some(response) = unless_reset(&mut respond, &context, answer).await else {
         return;
     };

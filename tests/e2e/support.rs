@@ -13,6 +13,7 @@
 //! | [`upstream`] | an upstream on the `h2` crate |
 //! | [`raw`] | either side of HTTP/2, frame by frame and byte by byte |
 //! | [`plain`] | either side of HTTP/1.1, line by line |
+//! | [`tls`] | certificates of every kind, and clients that shake hands |
 
 use std::{future::Future, time::Duration};
 
@@ -29,6 +30,7 @@ pub(crate) mod plain;
 pub(crate) mod proxy;
 pub(crate) mod raw;
 pub(crate) mod stream;
+pub(crate) mod tls;
 pub(crate) mod upstream;
 
 /// The longest that anything may take. It is generous: only a test that has failed waits so long.
