@@ -16,7 +16,7 @@
 
 use std::{
     io,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
     time::SystemTime,
 };
 
@@ -92,15 +92,16 @@ impl Tls {
     fn reload(&self) -> Result<(), Vec<Fault>> {
         let material = Material::load(&self.settings)?;
         let expiry = material.expiry();
-        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-        *current = Current::new(material, Some(&current))?;
+        let next = Current::new(material, Some(&self.current()))?;
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = next;
         self.stats.certificate_expiry.set(expiry);
         Ok(())
     }
 
     /// Shakes hands with a client that has begun to.
     pub(crate) async fn accept(&self, transport: &Transport) -> io::Result<Accepted> {
-        let greeting = transport.secure(self.config()).await?;
+        let config = Arc::clone(&self.current().config);
+        let greeting = transport.secure(config).await?;
         let header = |certificate| identity::header(certificate, SystemTime::now());
         let certificate = greeting.certificate.as_ref().map(header).transpose();
         self.stats.handshakes.increment();
@@ -117,9 +118,8 @@ impl Tls {
         })
     }
 
-    fn config(&self) -> Arc<ServerConfig> {
-        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(&current.config)
+    fn current(&self) -> RwLockReadGuard<'_, Current> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

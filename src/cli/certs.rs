@@ -29,8 +29,8 @@ pub(super) struct Certs {
     /// The folder to write to. It is made if it is not there.
     #[arg(long, default_value = "tls")]
     dir: PathBuf,
-    /// A host name or IP address of the server; several may be given, and `*.` stands for one label.
-    #[arg(long = "name", default_values = ["localhost", "127.0.0.1", "::1"])]
+    /// Host names and IP addresses of the server; `*.` stands for one label.
+    #[arg(long = "name", num_args = 1.., default_values = ["localhost", "127.0.0.1", "::1"])]
     names: Vec<String>,
     /// Replace files that are there.
     #[arg(long)]

@@ -771,6 +771,35 @@ async fn large_streams_both_ways_and_a_client_that_reads_nothing_cost_little_mem
 }
 
 #[tokio::test]
+async fn client_that_takes_nothing_stalls_under_tls_too() {
+    let mut backend = Backend::start(&upstream::builder(), framed(&[7; 60_000])).await;
+    let yaml = Yaml::to(&backend.upstream).listener("timeouts: {stall: 200ms}");
+    let it = Secured::start(yaml, "").await;
+    let mut builder = Builder::new();
+    builder
+        .initial_window_size(1 << 30)
+        .initial_connection_window_size(1 << 30);
+    let stream = it.hands().shake(&it.proxy.address, HOST).await.unwrap();
+    let (mut sender, mut connection) = builder.handshake::<_, bytes::Bytes>(stream).await.unwrap();
+    let request = Request::post(format!("https://e2e.test{FLOOD}"));
+    let request = request
+        .header("content-type", "application/grpc")
+        .body(())
+        .unwrap();
+    let (_response, _outgoing) = sender.send_request(request, true).unwrap();
+
+    // Driven until the flood has begun, and then no more.
+    let flood = tokio::select! {
+        flood = backend.flood() => flood,
+        ended = &mut connection => panic!("{ended:?}"),
+    };
+
+    flood.broken().await;
+    let line = "thalweg_listener_stalls_total{listener=\"it\"}";
+    it.proxy.metric_is(line, 1).await;
+}
+
+#[tokio::test]
 async fn workers_know_the_sessions_of_each_other() {
     let (authority, files) = (Authority::new("root"), Files::new());
     let pair = files.pair("server", &authority.server(&[HOST]));
