@@ -17,8 +17,8 @@ pub(super) struct Names {
     exact: HashMap<String, Vec<Arc<CertifiedKey>>>,
     /// What stands behind the first label: `example.test` for `*.example.test`.
     wildcards: HashMap<String, Vec<Arc<CertifiedKey>>>,
-    /// In the order of the configuration.
-    all: Vec<Arc<CertifiedKey>>,
+    /// The first in the configuration, for all other names.
+    first: Option<Arc<CertifiedKey>>,
 }
 
 // === impl Names ===
@@ -28,7 +28,7 @@ impl Names {
         let mut names = Self {
             exact: HashMap::new(),
             wildcards: HashMap::new(),
-            all: Vec::new(),
+            first: None,
         };
         for Certificate {
             certified,
@@ -43,7 +43,7 @@ impl Names {
                 };
                 named.or_default().push(Arc::clone(&certified));
             }
-            names.all.push(certified);
+            names.first.get_or_insert(certified);
         }
         names
     }
@@ -57,13 +57,11 @@ impl Names {
                 .get(&host)
                 .or_else(|| self.wildcards.get(behind?))
         });
-        let candidates = named.unwrap_or(&self.all);
-        let fits = |it: &&Arc<CertifiedKey>| it.key.choose_scheme(schemes).is_some();
-        let found = match named {
-            Some(_) => candidates.iter().find(fits),
-            None => None,
+        let Some(named) = named else {
+            return self.first.clone();
         };
-        found.or_else(|| candidates.first()).cloned()
+        let fits = |it: &&Arc<CertifiedKey>| it.key.choose_scheme(schemes).is_some();
+        named.iter().find(fits).or_else(|| named.first()).cloned()
     }
 }
 
