@@ -6,6 +6,7 @@
 //! | `/readyz` | 200 while it takes new streams, 503 once it drains |
 //! | `/metrics` | all counters, as Prometheus reads them |
 //! | `/config` | the configuration as it was resolved, secrets hidden |
+//! | `/bindings` | the bindings that it serves now, and what they can do, as JSON |
 //!
 //! With a token in the configuration, all but the two probes want it as `Authorization: Bearer TOKEN`.
 
@@ -33,6 +34,7 @@ use tokio::{
 };
 
 use crate::{
+    bindings::{self, Components},
     config::{Admin, Config},
     telemetry::Telemetry,
 };
@@ -44,7 +46,8 @@ const RETRY_ACCEPT: Duration = Duration::from_millis(100);
 
 struct Endpoints {
     registry: Registry,
-    config: String,
+    config: Arc<Config>,
+    components: Arc<Components>,
     token: Option<String>,
     drain: watch::Receiver<bool>,
 }
@@ -52,8 +55,9 @@ struct Endpoints {
 /// Binds the address and serves it for as long as the process lives.
 pub(crate) fn start(
     settings: &Admin,
-    config: &Config,
-    telemetry: Arc<Telemetry>,
+    config: &Arc<Config>,
+    components: &Arc<Components>,
+    telemetry: &Telemetry,
     drain: watch::Receiver<bool>,
 ) -> io::Result<SocketAddr> {
     let listener = TcpListener::bind(settings.address)?;
@@ -61,7 +65,8 @@ pub(crate) fn start(
     let address = listener.local_addr()?;
     let endpoints = Endpoints {
         registry: telemetry.registry(),
-        config: format!("{:#}\n", config.to_json()),
+        config: Arc::clone(config),
+        components: Arc::clone(components),
         token: settings.token.clone(),
         drain,
     };
@@ -152,11 +157,15 @@ impl Endpoints {
                     ),
                 }
             }
-            "/config" => answer(StatusCode::OK, "application/json", self.config.clone()),
+            "/config" => json(self.config.to_json()),
+            "/bindings" => {
+                let listed = bindings::list(&self.config.bindings, &self.components);
+                json(serde_json::json!(listed))
+            }
             _ => answer(
                 StatusCode::NOT_FOUND,
                 TEXT,
-                "there are /livez, /readyz, /metrics and /config\n",
+                "there are /livez, /readyz, /metrics, /config and /bindings\n",
             ),
         }
     }
@@ -178,6 +187,10 @@ impl Endpoints {
                 .fold(0, |differs, (a, b)| differs | (a ^ b))
                 == 0
     }
+}
+
+fn json(value: serde_json::Value) -> Response<Full<Bytes>> {
+    answer(StatusCode::OK, "application/json", format!("{value:#}\n"))
 }
 
 fn answer(

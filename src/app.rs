@@ -103,8 +103,13 @@ impl App {
         let admin = match &config.admin {
             Some(settings) => {
                 let what = || format!("admin: cannot listen on {}", settings.address);
-                let started =
-                    admin::start(settings, &config, Arc::clone(&telemetry), drains.clone());
+                let started = admin::start(
+                    settings,
+                    &config,
+                    &shared.components,
+                    &telemetry,
+                    drains.clone(),
+                );
                 Some(started.map_err(|source| StartError {
                     what: what(),
                     source,

@@ -12,6 +12,8 @@
 //! 4. A target is one file: [`object_store`], [`echo`], [`component`], [`dapr`], [`http`]. It takes and returns that one form, and [`translate`]
 //!    turns it into what the far side speaks, while it passes. [`buffered`] is for far sides that cannot stream.
 //! 5. The answer goes back the same way.
+//!
+//! [`list`] tells operators which bindings there are.
 
 use std::{
     cell::RefCell,
@@ -46,6 +48,7 @@ mod dapr;
 mod echo;
 mod handshake;
 mod http;
+mod list;
 mod object_store;
 mod replay;
 mod translate;
@@ -56,6 +59,7 @@ use buffered::Buffer;
 pub(crate) use component::Components;
 use component::control::Streams;
 use handshake::Handshake;
+pub(crate) use list::list;
 pub(crate) use object_store::{Aborts, Stores};
 use translate::{Plan, Sender, Translate};
 

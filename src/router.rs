@@ -59,6 +59,49 @@ fn path_matches(wanted: &PathMatch, path: &str) -> bool {
     }
 }
 
+/// Whether `earlier` takes every stream that `later` would take. It may say no where the answer is yes, and never the other way.
+pub(crate) fn covers(earlier: &Match, later: &Match) -> bool {
+    let path = match (&earlier.path, &later.path) {
+        (None, _) => true,
+        (Some(_), None) => false,
+        (Some(earlier), Some(later)) => path_covers(earlier, later),
+    };
+    let authority = match (&earlier.authority, &later.authority) {
+        (None, _) | (Some(AuthorityMatch::Any), Some(_)) => true,
+        (Some(earlier), Some(AuthorityMatch::Exact(name))) => authority_matches(earlier, name),
+        (Some(AuthorityMatch::Suffix(earlier)), Some(AuthorityMatch::Suffix(later))) => {
+            later.ends_with(earlier.as_str())
+        }
+        _ => false,
+    };
+    let headers = (earlier.headers.iter()).all(|header| later.headers.contains(header));
+    path && authority && headers
+}
+
+fn path_covers(earlier: &PathMatch, later: &PathMatch) -> bool {
+    match (earlier, later) {
+        (_, PathMatch::Exact(path)) => path_matches(earlier, path),
+        (PathMatch::Prefix(earlier), PathMatch::Prefix(later)) => {
+            later.starts_with(earlier.as_str())
+        }
+        (PathMatch::Prefix(_), PathMatch::Service { service, method }) => {
+            let method = method.as_deref().unwrap_or_default();
+            path_matches(earlier, &format!("/{service}/{method}"))
+        }
+        (
+            PathMatch::Service { service, method },
+            PathMatch::Service {
+                service: later_service,
+                method: later_method,
+            },
+        ) => service == later_service && (method.is_none() || method == later_method),
+        (PathMatch::Exact(path), PathMatch::Service { service, method }) => {
+            (method.as_ref()).is_some_and(|method| *path == format!("/{service}/{method}"))
+        }
+        (PathMatch::Exact(_) | PathMatch::Service { .. }, PathMatch::Prefix(_)) => false,
+    }
+}
+
 /// The authority that the client asked for, by `:authority` or by `Host`.
 fn authority<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<&'a str> {
     uri.authority()
@@ -187,5 +230,48 @@ mod tests {
             &[("x-tenant", "red"), ("x-tenant", "blue")]
         ));
         assert!(!found(conditions, "/", &[("x-tenant", "red")]));
+    }
+
+    #[test]
+    fn broader_conditions_cover_narrower_ones_and_never_the_reverse() {
+        let prefix = |path: &str| by_path(PathMatch::Prefix(path.into()));
+        let exact = |path: &str| by_path(PathMatch::Exact(path.into()));
+        let service = |method: Option<&str>| {
+            by_path(PathMatch::Service {
+                service: "a.B".into(),
+                method: method.map(Into::into),
+            })
+        };
+        let host = |name: &str| by_authority(AuthorityMatch::Exact(name.into()));
+        let below = |suffix: &str| by_authority(AuthorityMatch::Suffix(suffix.into()));
+        let blue = Match {
+            headers: vec![(
+                HeaderName::from_static("x-tenant"),
+                HeaderValue::from_static("blue"),
+            )],
+            ..Match::default()
+        };
+
+        for (broad, narrow) in [
+            (Match::default(), prefix("/a")),
+            (Match::default(), blue),
+            (prefix("/"), prefix("/a")),
+            (prefix("/a.B/"), exact("/a.B/C")),
+            (prefix("/a.B/"), service(None)),
+            (prefix("/a.B/C"), service(Some("CD"))),
+            (service(None), service(Some("C"))),
+            (service(None), exact("/a.B/C")),
+            (by_authority(AuthorityMatch::Any), host("x.a.test")),
+            (below(".a.test"), host("x.a.test")),
+            (below(".a.test"), below(".x.a.test")),
+            (host("a.test"), host("a.test:81")),
+        ] {
+            assert!(covers(&broad, &narrow), "{broad:?} {narrow:?}");
+            assert!(!covers(&narrow, &broad), "{narrow:?} {broad:?}");
+        }
+        assert!(covers(&exact("/a.B/C"), &service(Some("C"))));
+        assert!(!covers(&prefix("/a"), &prefix("/b")));
+        assert!(!covers(&prefix("/a.B/C"), &service(None)));
+        assert!(!covers(&below(".a.test"), &host("a.test")));
     }
 }

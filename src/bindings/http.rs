@@ -21,6 +21,11 @@ use super::{
 };
 use crate::{config, forward, upstream::Cluster};
 
+/// The operations of a binding whose method is not fixed.
+pub(super) const OPERATIONS: [&str; 8] = [
+    "create", "get", "head", "post", "put", "patch", "delete", "options",
+];
+
 /// Headers that belong to the connection or to the framing, and are nobody's to set.
 const OURS: [HeaderName; 9] = [
     header::HOST,
@@ -158,8 +163,9 @@ impl Http {
                     "unsupported_operation",
                     Side::Client,
                     format!(
-                        "{} does not support operation {operation}. supported operations: create get head post put patch delete options",
-                        self.label
+                        "{} does not support operation {operation}. supported operations: {}",
+                        self.label,
+                        OPERATIONS.join(" ")
                     ),
                 ));
             }

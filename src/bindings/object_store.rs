@@ -59,7 +59,7 @@ const LIST_REQUEST_MAX: usize = 64 * 1024;
 /// A store, as one worker reaches it.
 pub(super) struct ObjectStore {
     label: Arc<str>,
-    store: Store,
+    store: Rc<Store>,
     part_size: usize,
     aborts: Rc<Aborts>,
     stats: Arc<BindingStats>,
@@ -90,7 +90,7 @@ impl ObjectStore {
     ) -> Self {
         Self {
             label: format!("binding {}", binding.name).into(),
-            store: stores.get(binding, settings),
+            store: Rc::new(stores.get(binding, settings)),
             part_size: settings.part_size,
             aborts,
             stats,

@@ -15,6 +15,8 @@ use rcgen::{
 };
 use time::{Duration, OffsetDateTime};
 
+use super::fail;
+
 /// The authority is good for longer than what it signs.
 const AUTHORITY_DAYS: i64 = 3650;
 /// What clients of every kind still accept.
@@ -40,28 +42,29 @@ pub(super) struct Certs {
 /// A file of the set: its name, what it holds, and who may read it.
 type Made = (&'static str, String, u32);
 
-/// Makes them, and says what to do with them.
-pub(super) fn run(certs: &Certs) -> ExitCode {
-    let made = match make(&certs.names) {
-        Ok(made) => made,
-        Err(error) => {
-            eprintln!("thalweg: cannot make certificates: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    match write(&certs.dir, &made, certs.force) {
-        Ok(()) => {
-            print!("{}", advice(&certs.dir, &certs.names));
-            ExitCode::SUCCESS
-        }
-        Err((file, error)) => {
-            eprintln!("thalweg: cannot write {}: {error}", file.display());
-            if error.kind() == io::ErrorKind::AlreadyExists {
-                eprintln!(
-                    "nothing was changed; `--force` replaces the files, `--dir` names another folder"
-                );
+// === impl Certs ===
+
+impl Certs {
+    /// Makes them, and says what to do with them.
+    pub(super) fn run(self) -> ExitCode {
+        let made = match make(&self.names) {
+            Ok(made) => made,
+            Err(error) => return fail(&format!("cannot make certificates: {error}")),
+        };
+        match write(&self.dir, &made, self.force) {
+            Ok(()) => {
+                print!("{}", advice(&self.dir, &self.names));
+                ExitCode::SUCCESS
             }
-            ExitCode::FAILURE
+            Err((file, error)) => {
+                let mut message = format!("cannot write {}: {error}", file.display());
+                if error.kind() == io::ErrorKind::AlreadyExists {
+                    message.push_str(
+                        "\n  = help: nothing was changed; `--force` replaces the files, `--dir` names another folder",
+                    );
+                }
+                fail(&message)
+            }
         }
     }
 }

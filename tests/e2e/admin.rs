@@ -9,7 +9,9 @@ use thalweg_proto::status::Code;
 use tokio::net::TcpStream;
 
 use crate::support::{
+    child::Folder,
     client::Client,
+    component::{Component, Traits, ready},
     operator::Operator,
     proxy::{TestProxy, Yaml},
     upstream::{Upstream, echo, nobody},
@@ -93,7 +95,7 @@ async fn token_is_wanted_for_all_but_the_probes() {
     let proxy = with_token().await;
     let operator = proxy.operator();
 
-    for path in ["/metrics", "/config", "/nowhere"] {
+    for path in ["/metrics", "/config", "/bindings", "/nowhere"] {
         for wrong in [
             "",
             "authorization: Bearer\r\n",
@@ -114,6 +116,64 @@ async fn token_is_wanted_for_all_but_the_probes() {
     for path in ["/livez", "/readyz"] {
         assert_eq!(operator.get(path).await.status, 200);
     }
+}
+
+#[tokio::test]
+async fn bindings_are_told_with_what_they_can_do_and_without_their_secrets() {
+    let folder = Folder::empty();
+    let found = Traits::streaming()
+        .no_operations()
+        .start_on(&folder.path().join("found.sock"));
+    let orders = Component::start().await;
+    let proxy = TestProxy::start(&format!(
+        "listeners: [{{name: it, address: \"127.0.0.1:0\"}}]\n\
+         bindings:\n  \
+           echo: {{echo: {{}}}}\n  \
+           orders: {{component: {{address: \"{}\", metadata: {{password: secret}}}}}}\n  \
+           gone: {{component: {{socket: {}/none/gone.sock}}}}\n  \
+           web: {{http: {{url: \"http://127.0.0.1:1/in?key=secret\"}}}}\n  \
+           hook: {{http: {{url: \"http://127.0.0.1:1/in\", method: PUT}}}}\n  \
+           remote: {{dapr: {{cluster: daprs}}}}\n\
+         clusters: {{daprs: {{endpoints: [\"127.0.0.1:1\"]}}}}\n\
+         component_sockets: {{folder: {}, interval: 10ms}}\n",
+        orders.address,
+        folder.path().display(),
+        folder.path().display(),
+    ))
+    .await;
+    ready(&proxy, "orders").await;
+    ready(&proxy, "found").await;
+
+    let reply = proxy.operator().get("/bindings").await;
+
+    assert!(
+        reply.head.contains("content-type: application/json"),
+        "{}",
+        reply.head
+    );
+    assert!(!reply.body.contains("secret"), "{}", reply.body);
+    let listed: serde_json::Value = serde_json::from_str(&reply.body).unwrap();
+    let methods = [
+        "create", "get", "head", "post", "put", "patch", "delete", "options",
+    ];
+    let expected = serde_json::json!([
+        {"name": "echo", "kind": "echo", "operations": null},
+        {"name": "found", "kind": "component", "operations": null, "state": "ready"},
+        {"name": "gone", "kind": "component", "operations": null, "state": "unavailable"},
+        {"name": "hook", "kind": "http", "operations": null},
+        {"name": "orders", "kind": "component", "operations": ["create", "get"], "state": "ready"},
+        {"name": "remote", "kind": "dapr", "operations": null},
+        {"name": "web", "kind": "http", "operations": methods},
+    ]);
+    assert_eq!(listed, expected);
+    drop(found);
+}
+
+#[tokio::test]
+async fn proxy_without_bindings_tells_of_none() {
+    let proxy = Yaml::to(nobody().await).start().await;
+
+    assert_eq!(proxy.operator().get("/bindings").await.body, "[]\n");
 }
 
 #[tokio::test]

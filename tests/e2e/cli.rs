@@ -77,6 +77,22 @@ async fn configuration_that_is_not_there_is_named() {
 }
 
 #[tokio::test]
+async fn folder_without_configuration_is_told_how_to_get_one() {
+    for arguments in [&[][..], &["serve"], &["check"]] {
+        let said = Folder::empty().run(arguments).await;
+
+        assert_eq!(said.code, Some(64), "{arguments:?}: {said:?}");
+        for words in ["there is no config.yaml", "thalweg init", "--config FILE"] {
+            assert!(
+                said.stderr.contains(words),
+                "{arguments:?}: {}",
+                said.stderr
+            );
+        }
+    }
+}
+
+#[tokio::test]
 async fn good_configuration_is_called_good_and_is_not_served() {
     let folder = Folder::with(GOOD);
 
@@ -87,6 +103,67 @@ async fn good_configuration_is_called_good_and_is_not_served() {
         assert!(said.stdout.contains("config.yaml: good"), "{said:?}");
         assert_eq!(said.stderr, "");
     }
+}
+
+#[tokio::test]
+async fn check_tells_where_everything_leads_and_what_is_worth_a_look() {
+    let folder = Folder::with(
+        r#"
+        admin: {address: none}
+        listeners:
+          - {name: plain, address: "127.0.0.1:8080"}
+          - {name: local, address: "unix:/run/it.sock"}
+        bindings:
+          echo: {echo: {}}
+          orders: {component: {socket: /run/orders.sock, metadata: {key: secret}}}
+          remote: {dapr: {cluster: daprd}}
+          webhook: {http: {url: "http://127.0.0.1:8000/in?key=secret"}}
+        component_sockets: /run/components
+        clusters:
+          daprd: {endpoints: ["127.0.0.1:50001"]}
+          greeter: {endpoints: ["127.0.0.1:50051", "unix:/run/greeter.sock"]}
+          spare: {endpoints: ["127.0.0.1:1"]}
+          web: {endpoints: ["127.0.0.1:8000"], protocol: http1}
+        routes:
+          - {name: tenants, match: {headers: {x-tenant: blue}}, continue: true}
+          - {name: greeter, match: {grpc: {service: helloworld.Greeter}}, cluster: greeter}
+          - {name: hello, match: {path: /helloworld.Greeter/SayHello}, cluster: web}
+          - name: rest
+            match: {authority: "*.example.test"}
+            clusters: [{name: web, weight: 1}, {name: greeter, weight: 2}]
+        "#,
+    );
+
+    let said = folder.run(&["check"]).await;
+
+    assert_eq!((said.code, said.stderr.as_str()), (Some(0), ""));
+    assert_eq!(
+        said.stdout,
+        "config.yaml: good (2 listeners, 4 bindings, 4 routes, 4 clusters)
+
+listeners
+  plain   127.0.0.1:8080
+  local   unix:/run/it.sock
+
+bindings
+  echo      echo
+  orders    component /run/orders.sock
+  remote    dapr daprd
+  webhook   http http://127.0.0.1:8000/in?***
+  ...       component, for each socket in /run/components
+
+routes
+  tenants   x-tenant: blue: on to the routes below
+  greeter   /helloworld.Greeter/*: greeter (127.0.0.1:50051, unix:/run/greeter.sock)
+  hello     /helloworld.Greeter/SayHello: web (127.0.0.1:8000)
+  rest      host *.example.test: 1 of web (127.0.0.1:8000) and 2 of greeter (127.0.0.1:50051, unix:/run/greeter.sock)
+
+worth a look
+  admin.address is none: nobody can read metrics, or ask whether it is ready
+  route hello is never taken: greeter, above it, takes every stream that it would
+  cluster spare is not used by any route or binding
+"
+    );
 }
 
 #[tokio::test]

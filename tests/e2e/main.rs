@@ -9,9 +9,11 @@
 //! | `deadlines` | what `grpc-timeout` promises, and what it tells the upstream |
 //! | `endings` | how streams end when somebody does not keep to the plan |
 //! | `http` | plain HTTP, over every pair of protocols |
+//! | `invoke` | what `thalweg invoke` and `thalweg bindings` promise to those who type them |
 //! | `resets` | what each reset code of one side becomes on the other |
 //! | `safety` | the limits that keep a rude peer from hurting others |
 //! | `shapes` | every kind of call, as client and upstream see it |
+//! | `start` | what a newcomer meets: files to start with, the first lines, completions, manual pages |
 //! | `strangers` | what clients get that do not keep to the protocol, or keep to the least of it |
 //! | `tls` | TLS on listeners: who is let in, and what becomes of sessions and of files that change |
 //! | `upstreams` | which connection and which endpoint a stream takes |
@@ -31,9 +33,11 @@ mod cli;
 mod deadlines;
 mod endings;
 mod http;
+mod invoke;
 mod resets;
 mod safety;
 mod shapes;
+mod start;
 mod strangers;
 #[allow(
     dead_code,

@@ -1,6 +1,6 @@
 //! What each reset code of one side becomes on the other. `docs/status.md` has the table, and is held to it here.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{fs, path::Path};
 
 use h2::Reason;
 use thalweg_proto::status::{Code, reset_name};
@@ -239,90 +239,4 @@ fn manual_tells_what_each_code_becomes() {
         })
         .collect();
     assert_eq!(rows, true_rows);
-}
-
-#[test]
-fn manual_tells_every_reason_and_no_other() {
-    let manual = manual();
-
-    let told: BTreeSet<_> = rows(&manual, |first| first.starts_with('`'))
-        .iter()
-        .map(|cells| cells[0].trim_matches('`').to_owned())
-        .collect();
-
-    let (mut raised, mut code) = (BTreeSet::new(), String::new());
-    for folder in ["src", "filters"] {
-        reasons(
-            &Path::new(env!("CARGO_MANIFEST_DIR")).join(folder),
-            &mut raised,
-            &mut code,
-        );
-    }
-    assert!(
-        raised.contains("no_route") && raised.contains("upstream_goaway"),
-        "the search went blind"
-    );
-    assert_eq!(
-        raised.difference(&told).collect::<Vec<_>>(),
-        Vec::<&String>::new()
-    );
-    // Some are chosen before the error is made; those stand in the code all the same.
-    for reason in told.difference(&raised) {
-        assert!(
-            code.contains(&format!("\"{reason}\"")),
-            "nothing ends with {reason}"
-        );
-    }
-}
-
-/// The words that errors are raised with below a folder, tests aside.
-fn reasons(folder: &Path, found: &mut BTreeSet<String>, code: &mut String) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            reasons(&path, found, code);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            let text = fs::read_to_string(&path).unwrap();
-            let text = text.split("#[cfg(test)]").next().unwrap();
-            code.push_str(text);
-            let raised = calls(text, "Error::new(", 1).chain(calls(text, "unavailable(", 0));
-            for argument in raised {
-                match argument
-                    .strip_prefix('"')
-                    .and_then(|rest| rest.strip_suffix('"'))
-                {
-                    Some(reason) => drop(found.insert(reason.to_owned())),
-                    // Where the word is handed through, it was written elsewhere.
-                    None => assert!(
-                        ["reason", "&self"].contains(&argument),
-                        "{}: a reason is written where it is raised, so that it can be searched for: {argument}",
-                        path.display()
-                    ),
-                }
-            }
-        }
-    }
-}
-
-/// The `index`-th argument of each call of a function whose name ends so.
-fn calls<'a>(text: &'a str, name: &'a str, index: usize) -> impl Iterator<Item = &'a str> {
-    let places = text.match_indices(name);
-    let of_ours = places.filter(|(at, _)| !text[..*at].ends_with("io::"));
-    of_ours.map(move |(at, _)| {
-        let arguments = &text[at + name.len()..];
-        let mut depth = 0;
-        let mut ends = arguments.char_indices().filter(|(_, letter)| {
-            match letter {
-                '(' => depth += 1,
-                ')' => depth -= 1,
-                _ => {}
-            }
-            *letter == ',' && depth == 0 || depth < 0
-        });
-        let start = match index {
-            0 => 0,
-            _ => ends.nth(index - 1).unwrap().0 + 1,
-        };
-        arguments[start..ends.next().unwrap().0].trim()
-    })
 }

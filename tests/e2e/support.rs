@@ -10,10 +10,11 @@
 //! | [`binding`] | the messages of bindings, and clients that say them |
 //! | [`component`] | a pluggable component |
 //! | [`operator`] | who asks the admin endpoints |
+//! | [`tls`] | TLS in front of a server, and certificates for it |
 //! | [`upstream`] | an upstream on the `h2` crate |
 //! | [`raw`] | either side of HTTP/2, frame by frame and byte by byte |
 //! | [`plain`] | either side of HTTP/1.1, line by line |
-//! | [`tls`] | certificates of every kind, and clients that shake hands |
+//! | [`hands`] | certificates of every kind, and clients that shake hands |
 
 use std::{future::Future, time::Duration};
 
@@ -25,6 +26,7 @@ pub(crate) mod child;
 pub(crate) mod client;
 pub(crate) mod component;
 pub(crate) mod flood;
+pub(crate) mod hands;
 pub(crate) mod operator;
 pub(crate) mod plain;
 pub(crate) mod proxy;

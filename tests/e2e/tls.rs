@@ -17,11 +17,12 @@ use crate::support::{
     child::{Folder, Running},
     client::Client,
     flood::{Backend, ECHO, FLOOD, SINK, SPRING},
-    framed, plain,
+    framed,
+    hands::{Authority, Files, Hands, Pair, dial},
+    plain,
     plain::PlainUpstream,
     proxy::{TestProxy, Yaml},
     raw,
-    tls::{Authority, Files, Hands, Pair, dial},
     upstream::{self, Served, Upstream, echo},
     values, within,
 };
@@ -895,10 +896,10 @@ async fn expired_certificate_is_a_warning() {
     let said = folder.run(&["check"]).await;
 
     assert_eq!(said.code, Some(0), "{said:?}");
-    assert!(said.stderr.contains("config.yaml:5:"), "{}", said.stderr);
+    assert!(said.stdout.contains("config.yaml:5:"), "{}", said.stdout);
     assert!(
-        said.stderr.contains("the certificate has expired"),
+        said.stdout.contains("the certificate has expired"),
         "{}",
-        said.stderr
+        said.stdout
     );
 }

@@ -74,7 +74,7 @@ enum State {
 #[derive(Debug)]
 pub(crate) struct Ready {
     /// What it can do; unknown if it does not tell.
-    pub(super) operations: Option<Vec<String>>,
+    pub(in crate::bindings) operations: Option<Vec<String>>,
     streams: AtomicU8,
 }
 
@@ -121,7 +121,7 @@ impl Handle {
     }
 
     /// The component, if it can be used.
-    pub(super) fn ready(&self) -> Result<Arc<Ready>, Error> {
+    pub(in crate::bindings) fn ready(&self) -> Result<Arc<Ready>, Error> {
         match &*self.state() {
             State::Ready(ready) => Ok(Arc::clone(ready)),
             State::Waiting(why) => Err(Error::new(

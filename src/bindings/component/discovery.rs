@@ -98,6 +98,13 @@ impl Components {
         found.handle.was_ready().then(|| Arc::clone(&found.binding))
     }
 
+    /// All bindings that were found and whose components have been reached.
+    pub(crate) fn all_found(&self) -> Vec<Arc<config::Binding>> {
+        let found = self.found.read().unwrap_or_else(PoisonError::into_inner);
+        let reached = found.values().filter(|found| found.handle.was_ready());
+        reached.map(|found| Arc::clone(&found.binding)).collect()
+    }
+
     /// What is known of the component of a binding.
     pub(crate) fn handle(&self, name: &str) -> Handle {
         let mut handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);

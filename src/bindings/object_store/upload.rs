@@ -23,7 +23,7 @@ use http_body::Body as _;
 use object_store::{MultipartUpload, PutMode, PutPayload, PutResult, path::Path};
 use thalweg_filters::{Chunk, Error, Side};
 use thalweg_proto::status::Code;
-use tokio::{task::JoinSet, time::timeout};
+use tokio::{sync::oneshot, task::JoinSet, time::timeout};
 
 use super::{
     super::translate::Translate,
@@ -68,7 +68,8 @@ struct Upload {
     stats: Arc<BindingStats>,
 }
 
-/// Uploads that stores are being told to forget. The worker waits for them at its end.
+/// What must come to its end even if the client has left: uploads that begin, and those that stores are told to forget. The worker waits
+/// for them at its own end.
 #[derive(Default)]
 pub(crate) struct Aborts(RefCell<JoinSet<()>>);
 
@@ -140,12 +141,27 @@ impl ObjectStore {
                 source: "found before the first part".into(),
             }));
         }
-        let begun = self.store.begin(key, writing).await.map_err(failed)?;
-        Ok(Upload {
-            inner: Some(begun),
-            aborts: Rc::clone(&self.aborts),
-            stats: Arc::clone(&self.stats),
-        })
+        // By itself, so that the store's answer is heard even if the client leaves before it: the upload has begun then, and must be
+        // aborted. Who is not there to take it drops it.
+        let (begun, taken) = oneshot::channel();
+        let (store, key) = (Rc::clone(&self.store), key.clone());
+        let (writing, stats) = (writing.clone(), Arc::clone(&self.stats));
+        let aborts = Rc::clone(&self.aborts);
+        self.aborts.spawn(async move {
+            let upload = store.begin(&key, &writing).await.map(|inner| Upload {
+                inner: Some(inner),
+                aborts,
+                stats,
+            });
+            let _ = begun.send(upload);
+        });
+        match taken.await {
+            Ok(upload) => upload.map_err(failed),
+            Err(_) => Err(failed(object_store::Error::Generic {
+                store: "upload",
+                source: "it was given up before it began".into(),
+            })),
+        }
     }
 
     fn too_many_parts(&self) -> Error {
@@ -284,7 +300,8 @@ impl Drop for Upload {
             let stats = Arc::clone(&self.stats);
             self.aborts.spawn(async move {
                 match timeout(ABORT_MAX, inner.abort()).await {
-                    Ok(Ok(())) => {}
+                    // It may have become complete after all.
+                    Ok(Ok(()) | Err(object_store::Error::NotFound { .. })) => {}
                     Ok(Err(error)) => {
                         stats.failed_aborts.increment();
                         tracing::warn!(%error, "an upload was given up, and the store did not forget it");
@@ -302,15 +319,25 @@ impl Drop for Upload {
 // === impl Aborts ===
 
 impl Aborts {
-    fn spawn(&self, abort: impl Future<Output = ()> + 'static) {
+    fn spawn(&self, task: impl Future<Output = ()> + 'static) {
         let mut running = self.0.borrow_mut();
         while running.try_join_next().is_some() {}
-        running.spawn_local(abort);
+        running.spawn_local(task);
     }
 
-    /// Waits for those that are under way; each has a limit of its own.
+    /// Waits for what is under way, and for what comes of it.
     pub(crate) async fn finish(&self) {
-        let mut running = std::mem::take(&mut *self.0.borrow_mut());
-        while running.join_next().await.is_some() {}
+        let all = async {
+            loop {
+                let mut running = std::mem::take(&mut *self.0.borrow_mut());
+                if running.is_empty() {
+                    return;
+                }
+                while running.join_next().await.is_some() {}
+            }
+        };
+        if timeout(ABORT_MAX, all).await.is_err() {
+            tracing::warn!(limit = ?ABORT_MAX, "a store took too long to forget an upload, and the process ends");
+        }
     }
 }

@@ -18,7 +18,7 @@ use crate::support::{
     child::Running,
     client::{Call, Client},
     flood::Hoard,
-    plain::Peer,
+    plain::{Peer, PlainUpstream},
     proxy::TestProxy,
     stream::Answer,
     within,
@@ -870,4 +870,92 @@ async fn large_object_passes_in_constant_memory() {
         fs::metadata(folder.path().join("data/x")).unwrap().len(),
         TOTAL as u64
     );
+}
+
+// === a store behind a network, word by word ===
+
+/// A proxy before an S3 store that is written by hand.
+async fn before_s3(upstream: &PlainUpstream) -> Store {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("secret"), "secret").unwrap();
+    let binding = format!(
+        "it: {{object_store: {{url: \"s3://bucket\", endpoint: \"http://{}\", part_size: 5MiB, access_key_id: me, secret_access_key_file: {}/secret}}}}",
+        upstream.address,
+        folder.path().display()
+    );
+    Store::with(folder, &binding).await
+}
+
+/// The upload of an object that needs a second part.
+async fn large(store: &Store) -> Call {
+    let mut call = store
+        .client
+        .request("POST", &target("create", &[("key", "x")]), &[])
+        .await;
+    call.outgoing.data(bytes((5 << 20) + 1)).await;
+    call
+}
+
+async fn answer(peer: &mut Peer, status: &str, body: &str) {
+    let length = body.len();
+    let head = format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\n\r\n");
+    peer.write(head + body).await;
+}
+
+const BEGUN: &str =
+    "<InitiateMultipartUploadResult><UploadId>seven</UploadId></InitiateMultipartUploadResult>";
+
+#[tokio::test]
+async fn upload_that_begins_after_its_client_has_left_is_aborted() {
+    let upstream = PlainUpstream::bind().await;
+    let store = before_s3(&upstream).await;
+    let mut call = large(&store).await;
+    let mut s3 = upstream.accept().await;
+    assert_eq!(s3.head().await.line, "POST /bucket/x?uploads= HTTP/1.1");
+
+    call.outgoing.reset(Reason::CANCEL);
+    // Its place is free again, so the proxy has seen the reset.
+    store
+        .proxy
+        .metric_is("thalweg_streams_live{route=\"binding/it\"}", 0)
+        .await;
+    answer(&mut s3, "200 OK", BEGUN).await;
+
+    let line = s3.head().await.line;
+    assert_eq!(line, "DELETE /bucket/x?uploadId=seven HTTP/1.1");
+    answer(&mut s3, "204 No Content", "").await;
+    let aborted = "thalweg_binding_aborted_uploads_total{binding=\"it\"}";
+    store.proxy.metric_is(aborted, 1).await;
+    assert_eq!(
+        store
+            .proxy
+            .metric("thalweg_binding_failed_aborts_total{binding=\"it\"}")
+            .await,
+        0
+    );
+}
+
+#[tokio::test]
+async fn refusal_of_a_store_names_no_secret_and_no_address() {
+    let upstream = PlainUpstream::bind().await;
+    let store = before_s3(&upstream).await;
+    let asked = store.create("x", b"hello");
+    let served = async {
+        let mut s3 = upstream.accept().await;
+        let head = s3.head().await;
+        assert_eq!(head.line, "PUT /bucket/x HTTP/1.1");
+        answer(
+            &mut s3,
+            "403 Forbidden",
+            "<Error><Code>AccessDenied</Code></Error>",
+        )
+        .await;
+        s3
+    };
+
+    let (refused, _s3) = tokio::join!(asked, served);
+
+    assert_eq!(refusal(&refused), (403, "ERR_STORE_REFUSED".into()));
+    let (_, message) = refused.error();
+    assert!(!message.contains(&upstream.address), "{message}");
 }

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use thalweg::config::Address;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, BufReader, Lines},
-    process::{self, ChildStderr, Command},
+    process::{self, ChildStderr, ChildStdout, Command},
 };
 
 use super::{operator::Operator, within};
@@ -31,6 +31,7 @@ pub(crate) struct Running {
     pub(crate) address: Address,
     pub(crate) operator: Operator,
     process: process::Child,
+    stdout: Lines<BufReader<ChildStdout>>,
     stderr: Lines<BufReader<ChildStderr>>,
     _folder: Folder,
 }
@@ -59,7 +60,20 @@ impl Folder {
 
     /// Runs the binary in this directory, to its end.
     pub(crate) async fn run(&self, arguments: &[&str]) -> Said {
-        let output = binary().args(arguments).current_dir(self.path()).output();
+        let mut command = binary();
+        command.args(arguments);
+        self.end_of(command).await
+    }
+
+    /// Runs a line of the shell in this directory, to its end.
+    pub(crate) async fn shell(&self, line: &str) -> Said {
+        let mut command = plain(Command::new("sh"));
+        command.arg("-c").arg(line);
+        self.end_of(command).await
+    }
+
+    async fn end_of(&self, mut command: Command) -> Said {
+        let output = command.current_dir(self.path()).output();
         let output = within("the process ends", output).await.unwrap();
         Said {
             code: output.status.code(),
@@ -69,7 +83,8 @@ impl Folder {
     }
 }
 
-fn binary() -> Command {
+/// The binary, without anything of the environment that would change what it does.
+pub(crate) fn binary() -> Command {
     plain(Command::new(env!("CARGO_BIN_EXE_thalweg")))
 }
 
@@ -77,6 +92,10 @@ fn plain(mut command: Command) -> Command {
     command
         .env_remove("THALWEG_CONFIG")
         .env_remove("THALWEG_LOG")
+        .env_remove("THALWEG_ADDRESS")
+        .env_remove("THALWEG_ADMIN")
+        .env_remove("THALWEG_ADMIN_TOKEN")
+        .env_remove("DAPR_API_TOKEN")
         .env("NO_COLOR", "1")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -85,37 +104,45 @@ fn plain(mut command: Command) -> Command {
     command
 }
 
+fn with_the_rest(yaml: &str) -> String {
+    format!("admin: {{address: \"127.0.0.1:0\"}}\nworkers: 1\nfilters: [metrics]\n{yaml}")
+}
+
 // === impl Running ===
 
 impl Running {
     /// With the keys of the configuration that a test cares for; the rest is one listener, one worker and the admin address.
     pub(crate) async fn start(yaml: &str) -> Self {
+        Self::launch(binary(), &with_the_rest(yaml), true).await
+    }
+
+    /// With a configuration as it is written.
+    pub(crate) async fn start_as_written(yaml: &str) -> Self {
         Self::launch(binary(), yaml, true).await
     }
 
-    /// The same, with so many open files at most.
+    /// The same as `start`, with so many open files at most.
     pub(crate) async fn with_files(most: u32, yaml: &str) -> Self {
         let mut shell = plain(Command::new("sh"));
         shell
             .arg("-c")
             .arg(format!("ulimit -n {most} && exec \"$0\" \"$@\""))
             .arg(env!("CARGO_BIN_EXE_thalweg"));
-        Self::launch(shell, yaml, true).await
+        Self::launch(shell, &with_the_rest(yaml), true).await
     }
 
-    /// The same, started as `thalweg`, and no more said, in the folder of its configuration.
+    /// The same as `start`, started as `thalweg`, and no more said, in the folder of its configuration.
     pub(crate) async fn without_arguments(yaml: &str) -> Self {
-        Self::launch(binary(), yaml, false).await
+        Self::launch(binary(), &with_the_rest(yaml), false).await
     }
 
     async fn launch(mut command: Command, yaml: &str, told: bool) -> Self {
-        let folder = Folder::with(&format!(
-            "admin: {{address: \"127.0.0.1:0\"}}\nworkers: 1\nfilters: [metrics]\n{yaml}"
-        ));
+        let folder = Folder::with(yaml);
         if told {
             command.arg("--config").arg(folder.config());
         }
         let mut process = command.current_dir(folder.path()).spawn().unwrap();
+        let stdout = BufReader::new(process.stdout.take().unwrap()).lines();
         let mut stderr = BufReader::new(process.stderr.take().unwrap()).lines();
         let listening = until(&mut stderr, "address=").await;
         let (_, address) = listening.split_once("address=").unwrap();
@@ -130,6 +157,7 @@ impl Running {
             },
             operator: Operator(admin.parse().unwrap()),
             process,
+            stdout,
             stderr,
             _folder: folder,
         }
@@ -140,15 +168,24 @@ impl Running {
         until(&mut self.stderr, words).await
     }
 
+    /// Waits until it has said a line with these words to people, and returns all lines that it has said to them.
+    pub(crate) async fn welcomes(&mut self, words: &str) -> Vec<String> {
+        within(&format!("people are told `{words}`"), async {
+            let mut lines = Vec::new();
+            while !lines
+                .last()
+                .is_some_and(|line: &String| line.contains(words))
+            {
+                lines.push(self.stdout.next_line().await.unwrap().unwrap());
+            }
+            lines
+        })
+        .await
+    }
+
     /// Sends a signal: `TERM`, `INT`.
     pub(crate) async fn signal(&self, name: &str) {
-        let id = self.process.id().unwrap();
-        // The shell's own `kill`: there may be no other.
-        let kill = Command::new("sh")
-            .arg("-c")
-            .arg(format!("kill -{name} {id}"))
-            .status();
-        assert!(within("the signal is sent", kill).await.unwrap().success());
+        send_signal(&self.process, name).await;
     }
 
     /// Waits for its end.
@@ -176,6 +213,17 @@ impl Running {
         let kib = line.unwrap().trim().strip_suffix(" kB").unwrap();
         kib.parse::<usize>().unwrap() * 1024
     }
+}
+
+/// Sends a signal to a process: `TERM`, `INT`.
+pub(crate) async fn send_signal(process: &process::Child, name: &str) {
+    let id = process.id().unwrap();
+    // The shell's own `kill`: there may be no other.
+    let kill = Command::new("sh")
+        .arg("-c")
+        .arg(format!("kill -{name} {id}"))
+        .status();
+    assert!(within("the signal is sent", kill).await.unwrap().success());
 }
 
 async fn until(stderr: &mut Lines<BufReader<ChildStderr>>, words: &str) -> String {

@@ -1,0 +1,203 @@
+//! `thalweg check`: whether a configuration is good, what it does, and what in it is worth a second look.
+
+use std::{fmt, path::Path};
+
+use serde_json::Value;
+
+use crate::{
+    config::{AuthorityMatch, BindingTarget, Config, Destination, Match, PathMatch, Route},
+    router::covers,
+};
+
+/// What a good file says, one line for each thing.
+pub(super) struct Summary<'a> {
+    pub(super) file: &'a Path,
+    pub(super) config: &'a Config,
+}
+
+impl fmt::Display for Summary<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { file, config } = self;
+        writeln!(
+            f,
+            "{}: good ({}, {}, {}, {})",
+            file.display(),
+            count(config.listeners.len(), "listener"),
+            count(config.bindings.len(), "binding"),
+            count(config.routes.len(), "route"),
+            count(config.clusters.len(), "cluster")
+        )?;
+        let sections = [
+            ("listeners", listeners(config)),
+            ("bindings", bindings(config)),
+            ("routes", config.routes.iter().map(route).collect()),
+        ];
+        for (title, lines) in sections {
+            let width = lines.iter().map(|(name, _)| name.chars().count()).max();
+            for (index, (name, what)) in lines.iter().enumerate() {
+                if index == 0 {
+                    writeln!(f, "\n{title}")?;
+                }
+                writeln!(f, "  {name:0$}   {what}", width.unwrap_or_default())?;
+            }
+        }
+        for (index, warning) in warnings(config).iter().enumerate() {
+            if index == 0 {
+                writeln!(f, "\nworth a look")?;
+            }
+            // Those of the configuration show its lines.
+            writeln!(f, "  {}", warning.replace('\n', "\n  "))?;
+        }
+        Ok(())
+    }
+}
+
+fn count(number: usize, what: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {what}{plural}")
+}
+
+/// A name, and what is said of it.
+type Line = (String, String);
+
+fn listeners(config: &Config) -> Vec<Line> {
+    let listeners = config.listeners.iter();
+    let admin = config.admin.iter();
+    listeners
+        .map(|listener| (listener.name.clone(), listener.address.to_string()))
+        .chain(admin.map(|admin| {
+            (
+                "admin".into(),
+                format!("{} (the operator's)", admin.address),
+            )
+        }))
+        .collect()
+}
+
+fn bindings(config: &Config) -> Vec<Line> {
+    let shown = config.to_json();
+    let bindings = config.bindings.iter();
+    let sockets = config.component_sockets.iter();
+    bindings
+        .map(|binding| {
+            let (kind, settings) = target(&shown["bindings"][&binding.name]);
+            let place = ["url", "socket", "address", "cluster"]
+                .iter()
+                .find_map(|key| settings[key].as_str());
+            let what = match place {
+                Some(place) => format!("{kind} {place}"),
+                None => kind.to_owned(),
+            };
+            (binding.name.clone(), what)
+        })
+        .chain(sockets.map(|sockets| {
+            let folder = sockets.folder.display();
+            (
+                "...".into(),
+                format!("component, for each socket in {folder}"),
+            )
+        }))
+        .collect()
+}
+
+/// The kind of a binding's target and its settings, from the binding as it is shown: there, secrets are hidden already.
+fn target(binding: &Value) -> (&str, &Value) {
+    const BESIDE: [&str; 4] = ["buffer", "resiliency", "timeouts", "filters"];
+    let keys = binding.as_object().into_iter().flatten();
+    keys.map(|(key, settings)| (key.as_str(), settings))
+        .find(|(key, _)| !BESIDE.contains(key))
+        .unwrap_or(("", &Value::Null))
+}
+
+fn route(route: &Route) -> Line {
+    let whereto = match &route.destination {
+        Destination::RoutesBelow => "on to the routes below".into(),
+        Destination::Clusters(targets) => {
+            let weighted = targets.len() > 1;
+            let clusters = targets.iter().map(|target| {
+                let endpoints = &target.cluster.endpoints;
+                let endpoints: Vec<String> = endpoints.iter().map(ToString::to_string).collect();
+                let share = if weighted {
+                    format!("{} of ", target.weight)
+                } else {
+                    String::new()
+                };
+                format!("{share}{} ({})", target.cluster.name, endpoints.join(", "))
+            });
+            clusters.collect::<Vec<_>>().join(" and ")
+        }
+    };
+    let what = format!("{}: {whereto}", conditions(&route.matches));
+    (route.name.clone(), what)
+}
+
+/// What a stream must look like, in a few words.
+fn conditions(matches: &Match) -> String {
+    let mut words = Vec::new();
+    words.extend(matches.path.as_ref().map(|path| match path {
+        PathMatch::Exact(path) => path.clone(),
+        PathMatch::Prefix(path) => format!("{path}*"),
+        PathMatch::Service { service, method } => {
+            format!("/{service}/{}", method.as_deref().unwrap_or("*"))
+        }
+    }));
+    words.extend(matches.authority.as_ref().map(|authority| match authority {
+        AuthorityMatch::Exact(name) => format!("host {name}"),
+        AuthorityMatch::Suffix(suffix) => format!("host *{suffix}"),
+        AuthorityMatch::Any => "any host".into(),
+    }));
+    let headers = matches.headers.iter();
+    words.extend(headers.map(|(name, value)| {
+        let value = String::from_utf8_lossy(value.as_bytes());
+        format!("{name}: {value}")
+    }));
+    if words.is_empty() {
+        return "every stream".into();
+    }
+    words.join(", ")
+}
+
+/// What is allowed, and most often not meant.
+fn warnings(config: &Config) -> Vec<String> {
+    let mut warnings = config.warnings.clone();
+    if config.admin.is_none() {
+        warnings.push(
+            "admin.address is none: nobody can read metrics, or ask whether it is ready".into(),
+        );
+    }
+    if config.routes.is_empty() && config.bindings.is_empty() && config.component_sockets.is_none()
+    {
+        warnings.push("there are no bindings and no routes: every stream is refused".into());
+    }
+    for (index, later) in config.routes.iter().enumerate() {
+        let taken = config.routes[..index].iter().find(|earlier| {
+            // One that sends its streams on has them matched again.
+            matches!(earlier.destination, Destination::Clusters(_))
+                && covers(&earlier.matches, &later.matches)
+        });
+        warnings.extend(taken.map(|earlier| {
+            format!(
+                "route {} is never taken: {}, above it, takes every stream that it would",
+                later.name, earlier.name
+            )
+        }));
+    }
+    for cluster in &config.clusters {
+        let by_route = config.routes.iter().any(|route| match &route.destination {
+            Destination::Clusters(targets) => targets
+                .iter()
+                .any(|target| target.cluster.name == cluster.name),
+            Destination::RoutesBelow => false,
+        });
+        let by_binding = config.bindings.iter().any(|binding| {
+            matches!(&binding.target, BindingTarget::Dapr { cluster: used } if used.name == cluster.name)
+        });
+        if !by_route && !by_binding {
+            warnings.push(format!(
+                "cluster {} is not used by any route or binding",
+                cluster.name
+            ));
+        }
+    }
+    warnings
+}

@@ -1,0 +1,89 @@
+//! `thalweg serve`: the proxy in the foreground, from its first log line to the end that a signal asks for.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    process::ExitCode,
+};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use super::{fail, welcome::Welcome};
+use crate::{app::App, config::Config};
+
+/// Serves until a signal asks for the end.
+pub(super) fn serve(config: Config) -> ExitCode {
+    let filter = EnvFilter::try_from_env("THALWEG_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        // Colours are for people; a file or a collector would keep the escape codes.
+        .with_ansi(io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+        .init();
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&format!("cannot start: {error}")),
+    };
+    let code = runtime.block_on(run(config));
+    // Not dropped, which would wait for the workers, and with them for their streams.
+    runtime.shutdown_background();
+    code
+}
+
+async fn run(config: Config) -> ExitCode {
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let mut signals = match Signals::new() {
+        Ok(signals) => signals,
+        Err(error) => return fail(&format!("cannot listen for signals: {error}")),
+    };
+    let app = match App::start(config.clone()).await {
+        Ok(app) => app,
+        Err(error) => return fail(&error.to_string()),
+    };
+    for (name, address) in &app.listeners {
+        tracing::info!(%address, "listener {name}");
+    }
+    if let Some(address) = app.admin {
+        tracing::info!("admin on http://{address}: /metrics /config /livez /readyz");
+    }
+    let welcome = Welcome {
+        config: &config,
+        listeners: &app.listeners,
+        admin: app.admin,
+    };
+    // Nobody has to read it.
+    let _ = write!(io::stdout(), "{welcome}");
+    signals.next().await;
+    tracing::info!("draining; a second signal ends it at once");
+    tokio::select! {
+        () = app.drain() => ExitCode::SUCCESS,
+        () = signals.next() => ExitCode::FAILURE,
+    }
+}
+
+/// The signals that ask for the end. They are listened for from the start, so that none is missed between two waits.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
