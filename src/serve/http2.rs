@@ -29,14 +29,19 @@ use crate::{
     config::ServerHttp2,
     pump::{Intake, Pump, Stop},
     receive::{self, Sender, Unread},
-    serve::{Front, LINGER, LINGER_BYTES, answer, drained, stream_context},
+    serve::{Client, Front, LINGER, LINGER_BYTES, answer, drained, stream_context},
     stall::{Stall, StallWatch},
     transport::{Payload, Transport, driven},
     worker::Worker,
 };
 
 /// Serves the connection until it ends.
-pub(super) async fn serve(transport: Transport, front: Arc<Front>, worker: Rc<Worker>) {
+pub(super) async fn serve(
+    transport: Transport,
+    client: Client,
+    front: Arc<Front>,
+    worker: Rc<Worker>,
+) {
     transport.batch();
     let handshake = builder(&front.settings.http2).handshake(transport.clone());
     // On the heap, and gone with its end: the connection's task keeps no room for it.
@@ -51,6 +56,7 @@ pub(super) async fn serve(transport: Transport, front: Arc<Front>, worker: Rc<Wo
         ping: Rc::new(RefCell::new(ping.expect("it is taken once"))),
         connection,
         transport,
+        client,
         stall: StallWatch::new(front.settings.timeouts.stall),
         first_headers: Some(Box::pin(sleep(front.settings.timeouts.first_headers))),
         drain: Some(Box::pin(drained(Rc::clone(&worker)))),
@@ -69,6 +75,7 @@ struct Drive<D> {
     connection: server::Connection<Transport, Payload>,
     ping: Rc<RefCell<PingPong>>,
     transport: Transport,
+    client: Client,
     stall: StallWatch,
     /// Until the first request.
     first_headers: Option<Pin<Box<Sleep>>>,
@@ -86,8 +93,8 @@ impl<D: Future<Output = ()>> Drive<D> {
                 Poll::Ready(Some(Ok((request, respond)))) => {
                     self.first_headers = None;
                     let (front, worker) = (Arc::clone(&self.front), Rc::clone(&self.worker));
-                    let ping = Rc::clone(&self.ping);
-                    spawn_local(stream(request, respond, front, worker, ping));
+                    let (client, ping) = (self.client.clone(), Rc::clone(&self.ping));
+                    spawn_local(stream(request, respond, client, ping, front, worker));
                 }
                 Poll::Ready(Some(Err(error))) => {
                     let _ = self.transport.poll_drain(cx);
@@ -164,9 +171,10 @@ fn builder(settings: &ServerHttp2) -> server::Builder {
 async fn stream(
     request: Request<RecvStream>,
     mut respond: SendResponse<Payload>,
+    client: Client,
+    ping: Rc<RefCell<PingPong>>,
     front: Arc<Front>,
     worker: Rc<Worker>,
-    ping: Rc<RefCell<PingPong>>,
 ) {
     let _live = worker.live();
     let context = stream_context(&request);
@@ -181,7 +189,7 @@ async fn stream(
     };
     let request = Request::from_parts(parts, body);
     let most_headers = front.settings.http2.http2.max_headers;
-    let answer = answer(request, context.clone(), &worker, most_headers);
+    let answer = answer(request, context.clone(), &client, &worker, most_headers);
     let Some(response) = unless_reset(&mut respond, &context, answer).await else {
         return;
     };
