@@ -63,8 +63,8 @@ struct Comparison {
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Kind::value_variants().to_vec())]
     proxies: Vec<Kind>,
 
-    /// Workloads to run
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Work::value_variants().to_vec())]
+    /// Workloads to run; by default all but those about objects, which need 20 GiB of disk
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Work::usual())]
     work: Vec<Work>,
 
     /// Times each measurement is taken; the table has the medians

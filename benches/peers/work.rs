@@ -81,6 +81,12 @@ pub(crate) struct Shape {
 // === impl Work ===
 
 impl Work {
+    /// Those that nobody minds to run.
+    pub(crate) fn usual() -> Vec<Self> {
+        let all = Self::value_variants().iter().copied();
+        all.filter(|work| !work.is_object()).collect()
+    }
+
     /// Its name on the command line and in the table.
     pub(crate) fn name(self) -> &'static str {
         match self {
