@@ -14,6 +14,7 @@ use crate::{
     listener::Listener,
     serve::Front,
     telemetry::Telemetry,
+    tls::{self, Tls},
     worker::{self, Handle},
 };
 
@@ -26,7 +27,7 @@ pub struct App {
     pub admin: Option<SocketAddr>,
     workers: Arc<Vec<Handle>>,
     accepting: JoinSet<()>,
-    /// Looks after the components of bindings until the end.
+    /// Looks after the components of bindings, and after the files of listeners, until the end.
     supervising: JoinSet<()>,
     drain: watch::Sender<bool>,
 }
@@ -54,11 +55,31 @@ impl App {
         let (drain, drains) = watch::channel(false);
 
         let mut listeners = Vec::new();
+        let mut supervising = JoinSet::new();
         for settings in &config.listeners {
-            let stats = telemetry.process.listener(&settings.name);
+            let tls = match &settings.tls {
+                Some(tls) => {
+                    let stats = telemetry.process.tls(&settings.name);
+                    let tls = Tls::load(tls, stats).map_err(|faults| StartError {
+                        what: format!("listener {}: cannot use its TLS files", settings.name),
+                        source: io::Error::other(
+                            faults
+                                .iter()
+                                .map(ToString::to_string)
+                                .collect::<Vec<_>>()
+                                .join("; "),
+                        ),
+                    })?;
+                    let tls = Arc::new(tls);
+                    supervising.spawn(tls::watch(Arc::clone(&tls), settings.name.clone()));
+                    Some(tls)
+                }
+                None => None,
+            };
             let front = Arc::new(Front {
                 settings: settings.clone(),
-                stats,
+                tls,
+                stats: telemetry.process.listener(&settings.name),
             });
             let what = || {
                 format!(
@@ -112,7 +133,6 @@ impl App {
                 source,
             })?;
         let workers = Arc::new(workers);
-        let mut supervising = JoinSet::new();
         supervising.spawn(shared.components.supervise(config.bindings.clone()));
         let mut accepting = JoinSet::new();
         for listener in listeners {

@@ -13,6 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 use crate::config::{self, Config};
 
 mod bindings;
+mod certs;
 mod check;
 mod completions;
 mod connect;
@@ -52,6 +53,8 @@ enum Command {
     },
     /// Print the JSON Schema of the configuration, for editors.
     Schema,
+    /// Make a development CA, and certificates of it to try TLS with.
+    Certs(certs::Certs),
     Invoke(invoke::Invoke),
     Bindings(bindings::Bindings),
     /// Print a script that completes this command line.
@@ -89,6 +92,7 @@ pub fn main() -> ExitCode {
             println!("{}", config::schema());
             ExitCode::SUCCESS
         }
+        Command::Certs(certs) => certs.run(),
         Command::Invoke(invoke) => invoke.run(),
         Command::Bindings(bindings) => bindings.run(),
         Command::Completions(completions) => completions.run(),

@@ -37,6 +37,7 @@ mod raw;
 mod report;
 mod resolve;
 mod show;
+mod tls;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -56,6 +57,7 @@ pub use bindings::{
 };
 pub use faults::Faults;
 use report::Report;
+pub use tls::{CertificateFiles, ClientAuth, Clients, Tls};
 
 /// Everything the file says.
 #[derive(Clone, Debug, PartialEq)]
@@ -82,6 +84,8 @@ pub struct Config {
     pub clusters: Vec<Arc<Cluster>>,
     /// Which stream goes where; the first that matches takes it.
     pub routes: Vec<Route>,
+    /// What works and is worth a look, as faults are told.
+    pub warnings: Vec<String>,
 }
 
 /// The port of the operator.
@@ -102,6 +106,8 @@ pub struct Listener {
     pub address: Address,
     /// Connections open at once.
     pub max_connections: usize,
+    /// TLS; `None` serves in the clear.
+    pub tls: Option<Tls>,
     /// How long clients may take.
     pub timeouts: ListenerTimeouts,
     /// Limits for clients that speak HTTP/1.1.
@@ -113,6 +119,8 @@ pub struct Listener {
 /// How long clients may take.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ListenerTimeouts {
+    /// Longest a TLS handshake may take.
+    pub handshake: Duration,
     /// Longest wait for the first bytes, which tell the protocol.
     pub preface: Duration,
     /// Longest wait from there to the first request headers; with HTTP/1.1, for the headers of
@@ -324,7 +332,8 @@ pub fn parse(
     check::check(&raw_schema(), &mut value, &mut report);
     match serde_json::from_value(value) {
         Ok(raw) => {
-            let config = resolve::resolve(raw, env, &mut report);
+            let mut config = resolve::resolve(raw, env, &mut report);
+            config.warnings = report.warnings();
             report.finish(config)
         }
         // What the schema lets pass and the types do not: only our own mistake is seen here.
@@ -373,6 +382,7 @@ impl fmt::Debug for Admin {
 impl Default for ListenerTimeouts {
     fn default() -> Self {
         Self {
+            handshake: Duration::from_secs(10),
             preface: Duration::from_secs(10),
             first_headers: Duration::from_secs(10),
             stall: Duration::from_secs(60),

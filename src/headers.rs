@@ -20,6 +20,9 @@ const HOP_BY_HOP: [HeaderName; 6] = [
     HeaderName::from_static("proxy-connection"),
 ];
 
+/// What the certificate of a client says, as the proxy has read it.
+const CLIENT_CERTIFICATE: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+
 const NO_AUTHORITY: &str = "the request's Host is no authority";
 
 /// Removes what belongs to one HTTP/1.1 connection.
@@ -46,6 +49,22 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     headers.remove(header::TE);
     if wants_trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+/// Says what the client's certificate says, or nothing if it has shown none. Whatever the client says itself is removed, also
+/// with `_` for `-`: some servers read the two as one name.
+pub(crate) fn set_client_certificate(headers: &mut HeaderMap, certificate: Option<&HeaderValue>) {
+    let own = CLIENT_CERTIFICATE;
+    let alike = |name: &&HeaderName| {
+        let name = name.as_str();
+        name.len() == own.as_str().len() && name.replace('_', "-") == own.as_str()
+    };
+    while let Some(forged) = headers.keys().find(alike).cloned() {
+        headers.remove(forged);
+    }
+    if let Some(certificate) = certificate {
+        headers.insert(own, certificate.clone());
     }
 }
 

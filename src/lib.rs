@@ -17,7 +17,7 @@
 //!
 //! | | files |
 //! |---|---|
-//! | the way of a stream | `listener` → `worker` → `transport` → `serve` → `respond` → `router` → filters → `forward` → `upstream` |
+//! | the way of a stream | `listener` → `worker` → `transport` (and `tls`) → `serve` → `respond` → `router` → filters → `forward` → `upstream` |
 //! | the way through a binding | `router`'s place is taken by `bindings`: the call is recognised, its first message read, its binding found; then filters → handshake → a target, one file each |
 //! | what moves its bytes | `receive` (from HTTP/2 into a body), `pump` (from a body into HTTP/2), `stage` (what waits in between), `eager` (for sinks that read when they please), `stall` (who takes nothing) |
 //! | around it | `config` (the file), `app` (start and end), `admin`, `telemetry`, `cli` |
@@ -27,8 +27,9 @@
 //! 1. `listener` takes a permit, accepts, and hands the socket to the worker with the fewest live streams.
 //! 2. `worker` is a thread with a runtime, upstream connections and filter chains of its own. Both connections of a
 //!    stream live on it, so that nothing on the way of a byte is shared between threads.
-//! 3. `transport` is the socket as the codecs see it: it reads all that has come and writes once a turn.
-//! 4. `serve` looks at the first bytes and drives the connection: the `h2` crate for HTTP/2, hyper for HTTP/1.1. Each HTTP/2
+//! 3. `transport` is the socket as the codecs see it: it reads all that has come and writes once a turn. Under TLS it also opens and
+//!    seals; `tls` has the certificates, and says what the client's own tells the upstream.
+//! 4. `serve` looks at the first bytes, or shakes hands and hears which protocol it will be, and drives the connection: the `h2` crate for HTTP/2, hyper for HTTP/1.1. Each HTTP/2
 //!    stream becomes one task, which owns all that the stream holds on both sides.
 //! 5. `respond` is the outermost layer: it turns every error into a gRPC status, or into an HTTP status with a JSON error.
 //!    Nothing else writes a status.
@@ -78,6 +79,7 @@ mod serve;
 mod stage;
 mod stall;
 mod telemetry;
+mod tls;
 mod transport;
 mod upstream;
 mod worker;

@@ -5,7 +5,7 @@
 //! complete answer.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     pin::Pin,
     rc::Rc,
     sync::Arc,
@@ -29,18 +29,26 @@ pub(crate) enum Sender {
 }
 
 struct Received {
-    stream: RecvStream,
+    /// There until it is dropped.
+    stream: Option<RecvStream>,
     ledger: Arc<Ledger>,
     sender: Sender,
     data_ended: bool,
-    /// Set when the sender has sent all.
-    whole: Option<Rc<Cell<bool>>>,
+    /// Where the stream goes when the body is dropped.
+    unread: Option<Rc<Rest>>,
 }
 
-/// Keeps a stream whose sender has not sent all from being reset as soon as nobody reads it any more.
+/// What a client still sends when nobody reads its body any more. It keeps the stream from being reset at once.
 pub(crate) struct Unread {
     _stream: FlowControl,
-    whole: Rc<Cell<bool>>,
+    rest: Rc<Rest>,
+}
+
+#[derive(Default)]
+struct Rest {
+    /// The sender has sent all.
+    whole: Cell<bool>,
+    stream: RefCell<Option<RecvStream>>,
 }
 
 /// The body that `sender` sends on `stream`.
@@ -50,25 +58,26 @@ pub(crate) fn body(stream: RecvStream, sender: Sender) -> Body {
 
 /// The body that a client sends on `stream`, and a hold on the stream.
 pub(crate) fn held_body(mut stream: RecvStream) -> (Body, Unread) {
+    let rest = Rc::<Rest>::default();
+    rest.whole.set(stream.is_end_stream());
     let unread = Unread {
         _stream: stream.flow_control().clone(),
-        whole: Rc::new(Cell::new(stream.is_end_stream())),
+        rest: Rc::clone(&rest),
     };
-    let whole = Rc::clone(&unread.whole);
-    (received(stream, Sender::Client, Some(whole)), unread)
+    (received(stream, Sender::Client, Some(rest)), unread)
 }
 
-fn received(mut stream: RecvStream, sender: Sender, whole: Option<Rc<Cell<bool>>>) -> Body {
+fn received(mut stream: RecvStream, sender: Sender, unread: Option<Rc<Rest>>) -> Body {
     if stream.is_end_stream() {
         return Body::empty();
     }
     let ledger = Ledger::http2(stream.flow_control().clone());
     Body::new(Received {
-        stream,
+        stream: Some(stream),
         ledger,
         sender,
         data_ended: false,
-        whole,
+        unread,
     })
 }
 
@@ -81,33 +90,36 @@ impl http_body::Body for Received {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Chunk>, Error>>> {
         let this = &mut *self;
+        let Some(stream) = &mut this.stream else {
+            return Poll::Ready(None);
+        };
         while !this.data_ended {
-            match ready!(this.stream.poll_data(cx)) {
+            match ready!(stream.poll_data(cx)) {
                 // An empty frame only carries the end of the stream.
                 Some(Ok(bytes)) if bytes.is_empty() => {}
                 Some(Ok(bytes)) => {
-                    if let Some(whole) = &this.whole {
-                        whole.set(this.stream.is_end_stream());
+                    if let Some(unread) = &this.unread {
+                        unread.whole.set(stream.is_end_stream());
                     }
                     return Poll::Ready(Some(Ok(Frame::data(this.ledger.take(bytes)))));
                 }
                 Some(Err(error)) => return Poll::Ready(Some(Err(this.sender.error(error)))),
                 None => {
                     this.data_ended = true;
-                    if let Some(whole) = &this.whole {
-                        whole.set(true);
+                    if let Some(unread) = &this.unread {
+                        unread.whole.set(true);
                     }
                 }
             }
         }
-        Poll::Ready(match ready!(this.stream.poll_trailers(cx)) {
+        Poll::Ready(match ready!(stream.poll_trailers(cx)) {
             Ok(trailers) => trailers.map(|trailers| Ok(Frame::trailers(trailers))),
             Err(error) => Some(Err(this.sender.error(error))),
         })
     }
 
     fn is_end_stream(&self) -> bool {
-        self.stream.is_end_stream()
+        self.stream.as_ref().is_none_or(RecvStream::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -115,10 +127,35 @@ impl http_body::Body for Received {
     }
 }
 
+impl Drop for Received {
+    fn drop(&mut self) {
+        if let Some(unread) = &self.unread {
+            *unread.stream.borrow_mut() = self.stream.take();
+        }
+    }
+}
+
 impl Unread {
     /// Whether the sender has not sent all.
     pub(crate) fn is_partial(&self) -> bool {
-        !self.whole.get()
+        !self.rest.whole.get()
+    }
+
+    /// Lets go of up to `most` bytes that still come, once nobody else reads them; ready at their end, or behind so many.
+    pub(crate) fn poll_discard(&self, cx: &mut Context<'_>, most: &mut usize) -> Poll<()> {
+        let mut stream = self.rest.stream.borrow_mut();
+        let Some(stream) = &mut *stream else {
+            return Poll::Pending;
+        };
+        while let Some(Ok(bytes)) = ready!(stream.poll_data(cx)) {
+            // Fails only for more than was received.
+            let _ = stream.flow_control().release_capacity(bytes.len());
+            *most = most.saturating_sub(bytes.len());
+            if *most == 0 {
+                break;
+            }
+        }
+        Poll::Ready(())
     }
 }
 

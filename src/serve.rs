@@ -7,15 +7,20 @@
 
 use std::{rc::Rc, sync::Arc, time::Duration};
 
-use http::{HeaderMap, HeaderName, Method, Request, Response, Version, header};
+use bytes::BytesMut;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Version, header};
 use thalweg_filters::{Body, Error, Side, StreamContext, stream::Protocol};
 use thalweg_proto::{deadline, method::is_grpc_content_type, status::Code};
-use tokio::time::{Instant, timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::{Instant, timeout},
+};
 
 use crate::{
     config, headers,
     respond::respond,
     telemetry::ListenerStats,
+    tls::{Accepted, Tls},
     transport::{Socket, Spoken, Transport},
     worker::Worker,
 };
@@ -28,34 +33,139 @@ const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 /// How long a client that is still uploading may take to read the answer that it need not go on.
 const LINGER: Duration = Duration::from_secs(1);
 
+/// The most that is read of an upload that nobody wants.
+const LINGER_BYTES: usize = 16 << 20;
+
 /// What the connections of one listener have in common.
 #[derive(Debug)]
 pub(crate) struct Front {
     pub(crate) settings: config::Listener,
+    pub(crate) tls: Option<Arc<Tls>>,
     pub(crate) stats: Arc<ListenerStats>,
+}
+
+/// Who is at the other end of a connection, as far as is known.
+#[derive(Clone, Debug, Default)]
+struct Client {
+    /// What its certificate says.
+    certificate: Option<HeaderValue>,
+    /// Why none of its requests is served, if that is so.
+    refused: Option<Error>,
 }
 
 /// Serves a connection to its end.
 pub(crate) async fn connection(socket: Socket, front: Arc<Front>, worker: Rc<Worker>) {
     let transport = Transport::new(socket);
-    let spoken = timeout(
-        front.settings.timeouts.preface,
-        std::future::poll_fn(|cx| transport.poll_spoken(cx)),
-    )
-    .await;
+    // On the heap, and gone with its end: the connection's task keeps no room for it.
+    let Some((spoken, client)) = Box::pin(begin(&transport, &front)).await else {
+        return;
+    };
     match spoken {
-        Ok(Ok(Spoken::Http2)) => http2::serve(transport, front, worker).await,
-        Ok(Ok(Spoken::Http1)) => http1::serve(transport, front, worker).await,
-        // Nothing was said: a port scan, a health check of the socket, a client that has changed its mind.
-        Ok(Err(_)) => {}
-        Err(_) => front.stats.preface_timeouts.increment(),
+        Spoken::Http2 => http2::serve(transport, client, front, worker).await,
+        Spoken::Http1 => http1::serve(transport, client, front, worker).await,
+        Spoken::Tls => front.stats.unexpected_tls.increment(),
     }
+}
+
+/// What is spoken on a connection, and by whom; `None` when nothing will be.
+async fn begin(transport: &Transport, front: &Front) -> Option<(Spoken, Client)> {
+    let mut client = Client::default();
+    if let Some(tls) = &front.tls {
+        match secure(transport, tls, front).await? {
+            Some(Accepted {
+                spoken,
+                certificate,
+            }) => {
+                match certificate {
+                    Ok(certificate) => client.certificate = certificate,
+                    Err(error) => client.refused = Some(error),
+                }
+                if let Some(spoken) = spoken {
+                    return Some((spoken, client));
+                }
+            }
+            None => client.refused = Some(tls_required()),
+        }
+    }
+    let looked = timeout(front.settings.timeouts.preface, look(transport)).await;
+    if looked.is_err() {
+        front.stats.preface_timeouts.increment();
+    }
+    // Where nothing was said: a port scan, a health check of the socket, a client that has changed its mind.
+    let spoken = looked.ok()?.ok()?;
+    Some((spoken, client))
+}
+
+/// The handshake with a client; within it, `None` when the client has begun without one.
+async fn secure(transport: &Transport, tls: &Tls, front: &Front) -> Option<Option<Accepted>> {
+    let handshake = async {
+        match look(transport).await {
+            Ok(Spoken::Tls) => Some(tls.accept(transport).await.map(Some)),
+            Ok(_) => Some(Ok(None)),
+            Err(_) => None,
+        }
+    };
+    let listener = &front.settings.name;
+    match timeout(front.settings.timeouts.handshake, handshake).await {
+        Ok(None) => None,
+        Ok(Some(Ok(accepted))) => {
+            if accepted.is_none() {
+                tls.stats.missing.increment();
+            }
+            Some(accepted)
+        }
+        Ok(Some(Err(error))) => {
+            tls.stats.handshake_failures.increment();
+            tracing::debug!(listener, %error, "a TLS handshake failed");
+            let mut transport = transport.clone();
+            if transport.shutdown().await.is_ok() {
+                linger(transport).await;
+            }
+            None
+        }
+        Err(_) => {
+            tls.stats.handshake_timeouts.increment();
+            None
+        }
+    }
+}
+
+fn tls_required() -> Error {
+    Error::new(
+        Code::FailedPrecondition,
+        "tls_required",
+        Side::Client,
+        "this port wants TLS, and the request came in the clear; for HTTP, let the address begin with https://",
+    )
+    .with_http_status(400)
+}
+
+async fn look(transport: &Transport) -> std::io::Result<Spoken> {
+    std::future::poll_fn(|cx| transport.poll_spoken(cx)).await
+}
+
+/// Reads on for a moment, when all that is to be said is written and the sending side closed. A socket that is closed with bytes
+/// unread resets its connection, and a client that was still sending would lose the answer that says why nobody reads
+/// (RFC 9112, 9.6).
+async fn linger(mut transport: Transport) {
+    let mut unread = BytesMut::with_capacity(16 * 1024);
+    let reading = async {
+        let mut left = LINGER_BYTES;
+        while let Ok(count @ 1..) = transport.read_buf(&mut unread).await
+            && count < left
+        {
+            left -= count;
+            unread.clear();
+        }
+    };
+    let _ = timeout(LINGER, reading).await;
 }
 
 /// Answers one request, whatever becomes of it.
 fn answer(
     request: Request<Body>,
     stream: StreamContext,
+    client: &Client,
     worker: &Worker,
     most_headers: usize,
 ) -> impl Future<Output = Response<Body>> + use<> {
@@ -63,16 +173,20 @@ fn answer(
     respond(
         stream.clone(),
         process,
-        route(request, stream, worker, most_headers),
+        route(request, stream, client, worker, most_headers),
     )
 }
 
 fn route(
     mut request: Request<Body>,
     stream: StreamContext,
+    client: &Client,
     worker: &Worker,
     most_headers: usize,
 ) -> Result<impl Future<Output = Result<Response<Body>, Error>> + use<>, Error> {
+    if let Some(error) = &client.refused {
+        return Err(error.clone());
+    }
     if request.headers().len() > most_headers {
         let message = format!(
             "{} headers, and at most {most_headers} are taken (max_headers)",
@@ -116,6 +230,7 @@ fn route(
         )
         .with_http_status(405));
     }
+    headers::set_client_certificate(request.headers_mut(), client.certificate.as_ref());
     request.extensions_mut().insert(stream);
     worker.call(request)
 }

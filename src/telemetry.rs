@@ -38,6 +38,7 @@ pub(crate) struct Process {
     /// Streams that ended in a panic.
     pub(crate) panics: Count,
     listeners: Mutex<Vec<(String, Arc<ListenerStats>)>>,
+    tls: Mutex<Vec<(String, Arc<TlsStats>)>>,
     clusters: Mutex<Vec<(String, Arc<ClusterStats>)>>,
     bindings: Mutex<Vec<(String, Arc<BindingStats>)>>,
 }
@@ -55,6 +56,23 @@ pub(crate) struct ListenerStats {
     pub(crate) stalls: Count,
     /// Connections that ended with an error of the protocol or of the socket.
     pub(crate) errors: Count,
+    /// Connections under TLS to a listener that has none.
+    pub(crate) unexpected_tls: Count,
+}
+
+/// What one listener with TLS counts besides.
+#[derive(Debug, Default)]
+pub(crate) struct TlsStats {
+    pub(crate) handshakes: Count,
+    pub(crate) resumed: Count,
+    pub(crate) handshake_failures: Count,
+    pub(crate) handshake_timeouts: Count,
+    /// Connections that began in the clear.
+    pub(crate) missing: Count,
+    pub(crate) reloads: Count,
+    pub(crate) reload_failures: Count,
+    /// When the first of the certificates ends, in seconds since 1970.
+    pub(crate) certificate_expiry: Count,
 }
 
 /// What one cluster counts, over all workers.
@@ -87,7 +105,7 @@ pub(crate) struct BindingStats {
     pub(crate) failed_aborts: Count,
 }
 
-/// A counter, or a gauge where it is also subtracted from.
+/// A counter, or a gauge where it is also subtracted from or set.
 #[derive(Default)]
 pub(crate) struct Count(AtomicU64);
 
@@ -121,6 +139,11 @@ impl Process {
     /// The counters of a listener.
     pub(crate) fn listener(&self, name: &str) -> Arc<ListenerStats> {
         entry(&self.listeners, name)
+    }
+
+    /// What the listener counts besides, if it has TLS.
+    pub(crate) fn tls(&self, listener: &str) -> Arc<TlsStats> {
+        entry(&self.tls, listener)
     }
 
     /// The counters of a cluster, shared by the workers.
@@ -157,6 +180,10 @@ impl Count {
         self.0.fetch_sub(1, Relaxed);
     }
 
+    pub(crate) fn set(&self, value: u64) {
+        self.0.store(value, Relaxed);
+    }
+
     pub(crate) fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
@@ -170,7 +197,7 @@ impl fmt::Debug for Count {
 
 type Reading<S> = (&'static str, &'static str, MetricType, fn(&S) -> &Count);
 
-const LISTENER: [Reading<ListenerStats>; 8] = [
+const LISTENER: [Reading<ListenerStats>; 9] = [
     (
         "connections_accepted",
         "Connections accepted",
@@ -218,6 +245,63 @@ const LISTENER: [Reading<ListenerStats>; 8] = [
         "Connections that ended with an error",
         MetricType::Counter,
         |stats| &stats.errors,
+    ),
+    (
+        "unexpected_tls",
+        "Connections under TLS, where the listener has none",
+        MetricType::Counter,
+        |stats| &stats.unexpected_tls,
+    ),
+];
+
+const TLS: [Reading<TlsStats>; 8] = [
+    (
+        "tls_handshakes",
+        "TLS handshakes done, the resumed ones among them",
+        MetricType::Counter,
+        |stats| &stats.handshakes,
+    ),
+    (
+        "tls_resumed",
+        "TLS sessions that were resumed",
+        MetricType::Counter,
+        |stats| &stats.resumed,
+    ),
+    (
+        "tls_handshake_failures",
+        "TLS handshakes that failed",
+        MetricType::Counter,
+        |stats| &stats.handshake_failures,
+    ),
+    (
+        "tls_handshake_timeouts",
+        "TLS handshakes that took longer than timeouts.handshake",
+        MetricType::Counter,
+        |stats| &stats.handshake_timeouts,
+    ),
+    (
+        "tls_missing",
+        "Connections that began in the clear, where the listener has TLS",
+        MetricType::Counter,
+        |stats| &stats.missing,
+    ),
+    (
+        "tls_reloads",
+        "Times that changed TLS files were taken up",
+        MetricType::Counter,
+        |stats| &stats.reloads,
+    ),
+    (
+        "tls_reload_failures",
+        "Times that changed TLS files were tried and not good",
+        MetricType::Counter,
+        |stats| &stats.reload_failures,
+    ),
+    (
+        "tls_certificate_expiry_seconds",
+        "When the first of the certificates ends, in seconds since 1970",
+        MetricType::Gauge,
+        |stats| &stats.certificate_expiry,
     ),
 ];
 
@@ -369,6 +453,7 @@ impl Collector for Process {
                 .encode_counter::<NoLabelSet, _, u64>(count, None)?;
         }
         encode_all(&mut encoder, "listener", &lock(&self.listeners), &LISTENER)?;
+        encode_all(&mut encoder, "listener", &lock(&self.tls), &TLS)?;
         encode_all(&mut encoder, "cluster", &lock(&self.clusters), &CLUSTER)?;
         encode_all(&mut encoder, "binding", &lock(&self.bindings), &BINDING)
     }

@@ -11,6 +11,8 @@
 //! |---|---|
 //! | [`lent`] | the large buffers, which belong to the worker and are lent for a turn |
 //! | [`outbox`] | what has gathered to be written |
+//! | [`wire`] | the socket, and what seals the bytes on it |
+//! | [`session`] | one TLS session |
 //! | [`socket`] | TCP or Unix |
 //!
 //! **Rule.** Every path that polls a codec over a batched transport must end in a drain, or bytes stay behind.
@@ -22,22 +24,29 @@ use std::{
     io::{self, IoSlice},
     pin::Pin,
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use pin_project_lite::pin_project;
+use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use self::{lent::Lent, outbox::Outbox};
+use self::{lent::Lent, outbox::Outbox, wire::Wire};
 
 mod lent;
 mod outbox;
+mod session;
 mod socket;
+mod wire;
 
-pub(crate) use self::{outbox::Payload, socket::Socket};
+pub(crate) use self::{outbox::Payload, session::Greeting, socket::Socket};
 
 /// The first bytes of an HTTP/2 connection.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// The first byte of a TLS connection: the record that begins it is a handshake.
+const TLS_HANDSHAKE: u8 = 0x16;
 
 /// The most that a codec is given in one turn for small frames. What it has read waits for the streams' tasks, and it closes
 /// the connection when too many small frames wait; so the streams get their turn before that.
@@ -51,10 +60,10 @@ const SMALL_READ: usize = 8 * 1024;
 pub(crate) struct Transport(Rc<RefCell<Shared>>);
 
 struct Shared {
-    socket: Socket,
-    /// Read from the socket, not yet taken by the codec.
+    wire: Wire,
+    /// Read from the wire, not yet taken by the codec.
     inbox: Lent,
-    /// Written by the codec, not yet taken by the socket.
+    /// Written by the codec, not yet taken by the wire.
     outbox: Outbox,
     batched: bool,
     /// Bytes that the codec has taken since the last drain.
@@ -66,6 +75,7 @@ struct Shared {
 pub(crate) enum Spoken {
     Http1,
     Http2,
+    Tls,
 }
 
 // === impl Transport ===
@@ -74,7 +84,7 @@ impl Transport {
     /// Over a socket that nothing was read from yet.
     pub(crate) fn new(socket: Socket) -> Self {
         Self(Rc::new(RefCell::new(Shared {
-            socket,
+            wire: Wire::new(socket),
             inbox: Lent::default(),
             outbox: Outbox::default(),
             batched: false,
@@ -87,11 +97,25 @@ impl Transport {
         self.shared().batched = true;
     }
 
-    /// Looks at the first bytes without taking them: HTTP/2 by prior knowledge begins with its preface.
+    /// From now on all bytes cross the socket under TLS; ready when the two sides agree on how. The bytes that were looked at
+    /// before are the beginning of the handshake.
+    pub(crate) async fn secure(&self, config: Arc<ServerConfig>) -> io::Result<Greeting> {
+        {
+            let Shared { wire, inbox, .. } = &mut *self.shared();
+            wire.secure(config, std::mem::take(inbox))
+                .map_err(io::Error::other)?;
+        }
+        std::future::poll_fn(|cx| self.shared().wire.poll_handshake(cx)).await
+    }
+
+    /// Looks at the first bytes without taking them: TLS by its first, HTTP/2 by prior knowledge by its preface.
     pub(crate) fn poll_spoken(&self, cx: &mut Context<'_>) -> Poll<io::Result<Spoken>> {
         let shared = &mut *self.shared();
         loop {
             let seen = shared.inbox.filled();
+            if seen.first() == Some(&TLS_HANDSHAKE) {
+                return Poll::Ready(Ok(Spoken::Tls));
+            }
             let compared = seen.len().min(PREFACE.len());
             if seen[..compared] != PREFACE[..compared] {
                 return Poll::Ready(Ok(Spoken::Http1));
@@ -108,18 +132,17 @@ impl Transport {
     /// Writes what has gathered; pending while the socket takes no more.
     pub(crate) fn poll_drain(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Shared {
-            socket,
-            outbox,
-            turn,
-            ..
+            wire, outbox, turn, ..
         } = &mut *self.shared();
         *turn = 0;
-        outbox.poll_drain(cx, socket)
+        outbox.poll_drain(cx, wire)
     }
 
-    /// Bytes that the socket has taken so far, or `None` while it is not seen stuck.
+    /// A number that grows with every byte that the socket takes, or `None` while it is not seen stuck.
     pub(crate) fn write_progress(&self) -> Option<u64> {
-        self.look().outbox.progress()
+        let shared = self.look();
+        let progress = shared.outbox.progress();
+        progress.map(|written| written + shared.wire.sealed_written())
     }
 
     fn shared(&self) -> RefMut<'_, Shared> {
@@ -134,10 +157,10 @@ impl Transport {
 impl Shared {
     /// Reads once into the inbox.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let Self { socket, inbox, .. } = self;
+        let Self { wire, inbox, .. } = self;
         let (read, result) = inbox.fill_with(|room| {
             let mut room = ReadBuf::new(room);
-            let result = Pin::new(socket).poll_read(cx, &mut room);
+            let result = wire.poll_read(cx, &mut room);
             (room.filled().len(), result)
         });
         result.map_ok(|()| read)
@@ -184,15 +207,15 @@ impl AsyncWrite for Transport {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let Shared {
-            socket,
+            wire,
             outbox,
             batched,
             ..
         } = &mut *self.shared();
         if *batched {
-            return outbox.poll_push(cx, socket, slices);
+            return outbox.poll_push(cx, wire, slices);
         }
-        outbox.poll_pass(cx, socket, slices)
+        outbox.poll_pass(cx, wire, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -209,7 +232,7 @@ impl AsyncWrite for Transport {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_drain(cx))?;
-        Pin::new(&mut self.shared().socket).poll_shutdown(cx)
+        self.shared().wire.poll_shutdown(cx)
     }
 }
 
@@ -219,7 +242,7 @@ impl fmt::Debug for Transport {
         write!(
             f,
             "Transport({:?}, {} bytes to write)",
-            shared.socket,
+            shared.wire.socket(),
             shared.outbox.len()
         )
     }

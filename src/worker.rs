@@ -438,6 +438,7 @@ mod tests {
         };
         let front = Front {
             settings: config.listeners[0].clone(),
+            tls: None,
             stats: Arc::default(),
         };
         (Rc::new(worker), Arc::new(front), drain)

@@ -640,7 +640,7 @@ listeners:
     timeouts: {stall: 5}
   - name: plain
     address: 127.0.0.1:${NO_SUCH_PORT}
-    tls: {}
+    tunnel: {}
 clusters:
   greeter:
     endpoints: 127.0.0.1:50051
@@ -880,4 +880,161 @@ refused! {
     bad_trip: &with_route("cluster: web\nfilters: [{circuit_breaker: {trip: consecutiveFailure > 5}}]");
     breaker_without_timeout: &with_route("cluster: web\nfilters: [{circuit_breaker: {timeout: 0s}}]");
     filter_twice: &with_route("cluster: web\nfilters: [metrics, {metrics: {}}]");
+}
+
+// === TLS ===
+
+/// A folder with a good pair, `a.pem` and `a.key`, another, `b.pem` and `b.key`, and a root, `ca.pem`.
+fn certificates() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    for name in ["a", "b"] {
+        let made = rcgen::generate_simple_self_signed([format!("{name}.test")]).expect("a pair");
+        let write = |ending: &str, text: &str| {
+            fs::write(folder.path().join(format!("{name}.{ending}")), text).expect("a file");
+        };
+        write("pem", &made.cert.pem());
+        write("key", &made.signing_key.serialize_pem());
+    }
+    fs::copy(folder.path().join("a.pem"), folder.path().join("ca.pem")).expect("a file");
+    folder
+}
+
+/// A file whose one listener has these keys below `tls`.
+fn with_tls(lines: &str) -> String {
+    let lines = lines.replace('\n', "\n      ");
+    format!("listeners:\n  - name: it\n    address: 127.0.0.1:8443\n    tls:\n      {lines}\n")
+}
+
+/// Compares with a golden file; the variable `DIR` is the folder.
+fn tls_refused(name: &str, folder: &Path, lines: &str) {
+    let dir = folder.display().to_string();
+    let env = |name: &str| (name == "DIR").then(|| dir.clone());
+    let faults = config::parse(&with_tls(lines), "config.yaml", &env).expect_err(name);
+    assert_golden(name, &faults.to_string());
+}
+
+#[test]
+fn tls_shows_and_reads_back_as_it_was() {
+    let folder = certificates();
+    let dir = folder.path().display();
+    let lines = format!(
+        "certificates: [{{cert: {dir}/a.pem, key: {dir}/a.key}}, {{cert: {dir}/b.pem, key: \
+         {dir}/b.key}}]\nclient_ca: {dir}/ca.pem\nclient_auth: optional\nreload_interval: 1m"
+    );
+    let config = accepted(&with_tls(&lines));
+
+    let tls = config.listeners[0].tls.as_ref().unwrap();
+    assert_eq!(tls.certificates.len(), 2);
+    let clients = tls.clients.as_ref().unwrap();
+    assert_eq!(clients.auth, config::ClientAuth::Optional);
+    assert_eq!(tls.reload_interval, Duration::from_secs(60));
+    let again = accepted(&config.to_json().to_string());
+    assert_eq!(again.listeners, config.listeners);
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+}
+
+#[test]
+fn client_certificates_are_required_unless_said_otherwise() {
+    let folder = certificates();
+    let dir = folder.path().display();
+    let lines =
+        format!("certificates: [{{cert: {dir}/a.pem, key: {dir}/a.key}}]\nclient_ca: {dir}/ca.pem");
+
+    let tls = accepted(&with_tls(&lines)).listeners[0]
+        .tls
+        .clone()
+        .unwrap();
+
+    assert_eq!(tls.clients.unwrap().auth, config::ClientAuth::Required);
+    assert_eq!(tls.reload_interval, Duration::from_secs(5));
+}
+
+#[test]
+fn tls_files_that_are_no_good_are_told() {
+    let folder = certificates();
+    let dir = folder.path();
+    fs::write(dir.join("empty.pem"), "").unwrap();
+    fs::write(
+        dir.join("damaged.pem"),
+        "-----BEGIN CERTIFICATE-----\nMAAC\n-----END CERTIFICATE-----\n",
+    )
+    .unwrap();
+    fs::write(
+        dir.join("encrypted.key"),
+        "-----BEGIN ENCRYPTED PRIVATE KEY-----\nMAAC\n-----END ENCRYPTED PRIVATE KEY-----\n",
+    )
+    .unwrap();
+    fs::write(
+        dir.join("bad.crl"),
+        "-----BEGIN X509 CRL-----\nMAAC\n-----END X509 CRL-----\n",
+    )
+    .unwrap();
+    let good = "certificates: [{cert: '${DIR}/a.pem', key: '${DIR}/a.key'}]";
+    for (name, lines) in [
+        (
+            "tls_no_such_files",
+            "certificates: [{cert: '${DIR}/none.pem', key: '${DIR}/none.key'}]\nclient_ca: '${DIR}/none.pem'",
+        ),
+        (
+            "tls_file_is_a_folder",
+            "certificates: [{cert: '${DIR}', key: '${DIR}/a.key'}]",
+        ),
+        (
+            "tls_empty_files",
+            "certificates: [{cert: '${DIR}/empty.pem', key: '${DIR}/empty.pem'}]\nclient_ca: '${DIR}/empty.pem'\nclient_crls: ['${DIR}/empty.pem']",
+        ),
+        (
+            "tls_damaged_certificate",
+            "certificates: [{cert: '${DIR}/damaged.pem', key: '${DIR}/a.key'}]\nclient_ca: '${DIR}/damaged.pem'",
+        ),
+        (
+            "tls_swapped_files",
+            "certificates: [{cert: '${DIR}/a.key', key: '${DIR}/a.pem'}]",
+        ),
+        (
+            "tls_encrypted_key",
+            "certificates: [{cert: '${DIR}/a.pem', key: '${DIR}/encrypted.key'}]",
+        ),
+        (
+            "tls_key_of_another",
+            "certificates:\n  - {cert: '${DIR}/a.pem', key: '${DIR}/a.key'}\n  - {cert: '${DIR}/b.pem', key: '${DIR}/a.key'}",
+        ),
+        ("tls_no_certificates", "certificates: []"),
+        (
+            "tls_clients_without_ca",
+            &format!("{good}\nclient_auth: required\nclient_crls: []"),
+        ),
+        (
+            "tls_unknown_auth",
+            &format!("{good}\nclient_ca: '${{DIR}}/ca.pem'\nclient_auth: requird"),
+        ),
+        (
+            "tls_bad_crl",
+            &format!("{good}\nclient_ca: '${{DIR}}/ca.pem'\nclient_crls: ['${{DIR}}/bad.crl']"),
+        ),
+    ] {
+        tls_refused(name, dir, lines);
+    }
+}
+
+#[test]
+fn certificate_that_no_client_will_get_is_a_warning() {
+    let folder = certificates();
+    let dir = folder.path().display();
+    let params = rcgen::CertificateParams::default();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let nameless = params.self_signed(&key).unwrap().pem();
+    fs::write(folder.path().join("c.pem"), nameless).unwrap();
+    fs::write(folder.path().join("c.key"), key.serialize_pem()).unwrap();
+    let lines = format!(
+        "certificates:\n  - {{cert: {dir}/a.pem, key: {dir}/a.key}}\n  - {{cert: {dir}/c.pem, key: {dir}/c.key}}"
+    );
+
+    let warnings = accepted(&with_tls(&lines)).warnings;
+
+    let [warning] = warnings.as_slice() else {
+        panic!("{warnings:?}")
+    };
+    let place = "config.yaml:7:18: listeners[0].tls.certificates[1].cert: ";
+    assert!(warning.starts_with(place), "{warning}");
 }

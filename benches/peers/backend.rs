@@ -54,7 +54,8 @@ async fn accept(listener: TcpListener) -> Result<(), Failure> {
 }
 
 async fn serve(socket: TcpStream) -> Result<(), Failure> {
-    let (transport, flusher) = transport::split(socket)?;
+    socket.set_nodelay(true)?;
+    let (transport, flusher) = transport::split(socket);
     let mut connection = grpc::server_builder().handshake(transport).await?;
     while let Some((request, respond)) = next_stream(&mut connection, &flusher).await? {
         tokio::spawn(async {

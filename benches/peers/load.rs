@@ -9,6 +9,7 @@
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::str::FromStr;
 use std::task::Poll;
 use std::time::Duration;
@@ -19,12 +20,13 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
+use tokio_rustls::TlsConnector;
 
 use crate::binding::{self, Count, Messages, Operation, Way};
 use crate::grpc::{self, Body, Failure};
 use crate::object::{self, Store};
 use crate::work::{LARGE_MESSAGE, SMALL_MESSAGE, Shape, Work};
-use crate::{http1, transport};
+use crate::{http1, tls, transport};
 
 /// Calls on each connection before anything is measured: the proxy dials its upstream in that time.
 const WARM_UP_CALLS: u64 = 50;
@@ -58,15 +60,22 @@ struct Tally {
 type Connection = SendRequest<Bytes>;
 type Held = (Body, h2::SendStream<Bytes>);
 
-/// Does `work` through the proxy at `address`.
-pub(crate) async fn run(address: SocketAddr, work: Work, scale: f64) -> Result<(), Failure> {
+/// Does `work` through the proxy at `address`, under TLS if there is a certificate to trust.
+pub(crate) async fn run(
+    address: SocketAddr,
+    work: Work,
+    scale: f64,
+    certificate: Option<&Path>,
+) -> Result<(), Failure> {
+    let tls = certificate.map(tls::connector).transpose()?;
+    let tls = tls.as_ref();
     let shape = work.shape(scale);
     let mut commands = BufReader::new(tokio::io::stdin()).lines();
 
     let mut connections = Vec::new();
     if !work.is_idle() {
         for _ in 0..shape.connections {
-            let connection = connect(address).await?;
+            let connection = connect(address, tls).await?;
             unary(connection.clone(), WARM_UP_CALLS).await?;
             if let Some(way) = work.way() {
                 warm_up_binding(&connection, way).await?;
@@ -92,7 +101,7 @@ pub(crate) async fn run(address: SocketAddr, work: Work, scale: f64) -> Result<(
     } else if work.is_idle() {
         // One after the other: ten thousand at once would overflow the backlog of whoever dials once a stream.
         for _ in 0..shape.connections {
-            total.add(work_on(&[connect(address).await?], work, shape).await?);
+            total.add(work_on(&[connect(address, tls).await?], work, shape).await?);
         }
     } else {
         total.add(work_on(&connections, work, shape).await?);
@@ -104,8 +113,13 @@ pub(crate) async fn run(address: SocketAddr, work: Work, scale: f64) -> Result<(
     Ok(())
 }
 
-async fn connect(address: SocketAddr) -> Result<Connection, Failure> {
-    let (transport, flusher) = transport::split(TcpStream::connect(address).await?)?;
+async fn connect(address: SocketAddr, tls: Option<&TlsConnector>) -> Result<Connection, Failure> {
+    let socket = TcpStream::connect(address).await?;
+    socket.set_nodelay(true)?;
+    let (transport, flusher) = match tls {
+        Some(tls) => transport::split(tls::shake(tls, socket).await?),
+        None => transport::split(socket),
+    };
     let (requests, connection) = grpc::client_builder().handshake(transport).await?;
     tokio::spawn(async move {
         let mut connection = std::pin::pin!(connection);

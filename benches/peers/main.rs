@@ -38,6 +38,7 @@ mod proxy;
 mod relay;
 mod s3;
 mod table;
+mod tls;
 mod transport;
 mod work;
 
@@ -78,6 +79,10 @@ struct Comparison {
     #[arg(long)]
     thalweg: Option<PathBuf>,
 
+    /// TLS between the load generator and the proxies; bindings and the relay stay away
+    #[arg(long)]
+    tls: bool,
+
     /// Print the table as Markdown
     #[arg(long)]
     markdown: bool,
@@ -95,6 +100,9 @@ enum Role {
         address: std::net::SocketAddr,
         work: Work,
         scale: f64,
+        /// The certificate to trust, for TLS
+        #[arg(long)]
+        certificate: Option<PathBuf>,
     },
     /// Copy bytes between sockets
     #[command(hide = true)]
@@ -124,7 +132,8 @@ fn main() -> ExitCode {
                 address,
                 work,
                 scale,
-            }) => load::run(address, work, scale).await,
+                certificate,
+            }) => load::run(address, work, scale, certificate.as_deref()).await,
             Some(Role::Relay { listen, upstream }) => relay::run(listen, upstream).await,
         }
     });
@@ -144,6 +153,7 @@ struct Peer {
     kind: Kind,
     program: PathBuf,
     directory: PathBuf,
+    tls: bool,
     /// Kept from round to round, so that memory after all of them can be read.
     running: Option<Running>,
 }
@@ -165,7 +175,10 @@ async fn compare(mut comparison: Comparison) -> Result<(), Failure> {
             .chain(&fresh)
             .filter(|work| round <= work.rounds_max())
         {
-            for peer in peers.iter_mut().filter(|peer| peer.kind.can(work)) {
+            for peer in peers
+                .iter_mut()
+                .filter(|peer| peer.kind.can(work, peer.tls))
+            {
                 eprintln!(
                     "round {round} of {}: {} on {}",
                     comparison.rounds,
@@ -198,6 +211,7 @@ async fn find_peers(comparison: &Comparison, directory: &Path) -> Vec<Peer> {
                     kind,
                     program,
                     directory: directory.join(kind.name()),
+                    tls: comparison.tls,
                     running: None,
                 });
             }
@@ -233,7 +247,7 @@ impl Peer {
         };
         let mut running = match kept {
             Some(running) => running,
-            None => Running::start(self.kind, &self.program, &self.directory).await?,
+            None => Running::start(self.kind, &self.program, &self.directory, self.tls).await?,
         };
         let result = measure(&mut running, work, scale).await;
         // After a failure nobody knows what state the proxy is in: the next round gets a new one.

@@ -46,11 +46,15 @@ pub(crate) async fn measure(
 }
 
 async fn run(proxy: &Running, work: Work, scale: f64) -> Result<Measurement, Failure> {
-    let mut load = process::command(env::current_exe()?)
-        .arg("load")
+    let mut load = process::command(env::current_exe()?);
+    load.arg("load")
         .arg(proxy.address().to_string())
         .arg(work.name())
-        .arg(scale.to_string())
+        .arg(scale.to_string());
+    if let Some(certificate) = proxy.certificate() {
+        load.arg("--certificate").arg(certificate);
+    }
+    let mut load = load
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

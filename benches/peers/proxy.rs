@@ -18,8 +18,8 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::grpc::Failure;
-use crate::process;
 use crate::work::Work;
+use crate::{process, tls};
 
 /// Longest wait for a process to listen.
 const START_LIMIT: Duration = Duration::from_secs(15);
@@ -41,6 +41,7 @@ pub(crate) struct Running {
     proxy: Child,
     backend: Child,
     address: SocketAddr,
+    certificate: Option<PathBuf>,
     log: PathBuf,
 }
 
@@ -66,8 +67,33 @@ impl Kind {
     }
 
     /// Whether it can do this work at all.
-    pub(crate) fn can(self, work: Work) -> bool {
-        self == Self::Thalweg || !work.is_binding()
+    pub(crate) fn can(self, work: Work, tls: bool) -> bool {
+        match self {
+            Self::Thalweg => !(tls && work.is_binding()),
+            // It cannot open what it copies.
+            Self::Relay => !tls && !work.is_binding(),
+            Self::Envoy | Self::Nginx | Self::Haproxy => !work.is_binding(),
+        }
+    }
+
+    /// The words in its configuration that set what its listener speaks.
+    fn listener(self, tls: bool) -> &'static str {
+        match (self, tls) {
+            (Self::Thalweg, true) => {
+                r#", tls: {certificates: [{cert: "{directory}/server.pem", key: "{directory}/server.key"}]}"#
+            }
+            (Self::Envoy, true) => {
+                r#"{name: tls, typed_config: {"@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext, common_tls_context: {alpn_protocols: [h2], tls_certificates: [{certificate_chain: {filename: "{directory}/server.pem"}, private_key: {filename: "{directory}/server.key"}}]}}}"#
+            }
+            (Self::Envoy, false) => "null",
+            (Self::Nginx, true) => {
+                "ssl http2; ssl_certificate {directory}/server.pem; ssl_certificate_key {directory}/server.key"
+            }
+            (Self::Nginx, false) => "http2",
+            (Self::Haproxy, true) => "ssl crt {directory}/both.pem alpn h2",
+            (Self::Haproxy, false) => "proto h2",
+            (Self::Thalweg, false) | (Self::Relay, _) => "",
+        }
     }
 
     /// Where its program is, or how to get it.
@@ -126,6 +152,7 @@ impl Kind {
         listen: SocketAddr,
         backend: Addresses,
         directory: &Path,
+        tls: bool,
     ) -> io::Result<Command> {
         let Addresses { upstream, s3 } = backend;
         let (file, template) = match self {
@@ -136,6 +163,7 @@ impl Kind {
             Self::Relay => ("relay", ""),
         };
         let config = template
+            .replace("{listener}", self.listener(tls))
             .replace("{listen}", &listen.to_string())
             .replace("{listen_port}", &listen.port().to_string())
             .replace("{upstream}", &upstream.to_string())
@@ -213,13 +241,20 @@ impl Running {
         kind: Kind,
         program: &Path,
         directory: &Path,
+        tls: bool,
     ) -> Result<Self, Failure> {
         fs::create_dir_all(directory)?;
+        let certificate = if tls {
+            tls::write_pair(directory)?;
+            Some(directory.join(tls::CERTIFICATE))
+        } else {
+            None
+        };
         let (backend, addresses) = start_backend().await?;
         let address = free_address()?;
         let log = directory.join("stderr");
         let proxy = kind
-            .command(program, address, addresses, directory)?
+            .command(program, address, addresses, directory, tls)?
             .stdout(Stdio::null())
             .stderr(File::create(&log)?)
             .spawn()?;
@@ -227,6 +262,7 @@ impl Running {
             proxy,
             backend,
             address,
+            certificate,
             log,
         };
         running.wait_until_ready().await?;
@@ -236,6 +272,11 @@ impl Running {
     /// Where it listens.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The certificate that it shows, if it speaks TLS.
+    pub(crate) fn certificate(&self) -> Option<&Path> {
+        self.certificate.as_deref()
     }
 
     /// The process id of the proxy.

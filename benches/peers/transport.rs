@@ -5,66 +5,73 @@
 //!
 //! **How.** Reads fetch up to 256 KiB at once. Writes gather in a buffer, and `poll_flush` says "done" without writing;
 //! whoever drives the connection calls [`Flusher::poll_flush`] once after each poll of the connection. The buffers are
-//! lent by the thread for as long as they hold bytes, so thousands of idle connections own none.
+//! lent by the thread for as long as they hold bytes, so thousands of idle connections own none. Under TLS it is the same, above
+//! TLS; and below it the socket is read in large pieces too.
 
 use std::cell::RefCell;
-use std::io::{self, ErrorKind, IoSlice};
+use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 /// What one read fetches at most.
-const READ_MAX: usize = 256 * 1024;
+pub(crate) const READ_MAX: usize = 256 * 1024;
 
 /// What waits for a write before the socket is asked to take it.
 const WRITE_MAX: usize = 128 * 1024;
 
 thread_local! {
-    static BUFFERS: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    /// Buffers for reading. Each is full length, so that lending one clears nothing.
+    static READ: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    /// Buffers for writing. Each is empty.
+    static WRITE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
+/// A connected socket, in the clear or under TLS.
+pub(crate) trait Socket: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Socket for S {}
+
 /// The half that h2 owns.
-#[derive(Debug)]
 pub(crate) struct Transport {
-    socket: Arc<TcpStream>,
-    outgoing: Arc<Mutex<Pending>>,
-    incoming: Pending,
+    shared: Arc<Mutex<Shared>>,
+    /// Read and not yet taken: the bytes from `start` to `end`. No buffer is held while there are none.
+    incoming: Vec<u8>,
+    start: usize,
+    end: usize,
 }
 
 /// The half that the connection's driver owns, to write what the codec has left behind.
-#[derive(Debug)]
-pub(crate) struct Flusher {
-    socket: Arc<TcpStream>,
-    outgoing: Arc<Mutex<Pending>>,
-}
+pub(crate) struct Flusher(Arc<Mutex<Shared>>);
 
-/// Bytes on their way, in a borrowed buffer. No buffer is held while there are none.
-#[derive(Debug, Default)]
-struct Pending {
-    buffer: Vec<u8>,
-    start: usize,
+struct Shared {
+    socket: Box<dyn Socket>,
+    /// Written by the codec; the socket has taken the bytes up to `written`. No buffer is held while there are none.
+    outgoing: Vec<u8>,
+    written: usize,
 }
 
 /// Splits a socket into what the codec reads and writes, and what its driver flushes.
-pub(crate) fn split(socket: TcpStream) -> io::Result<(Transport, Flusher)> {
-    socket.set_nodelay(true)?;
-    let socket = Arc::new(socket);
-    let outgoing = Arc::new(Mutex::new(Pending::default()));
-    let flusher = Flusher {
-        socket: Arc::clone(&socket),
-        outgoing: Arc::clone(&outgoing),
+pub(crate) fn split(socket: impl Socket) -> (Transport, Flusher) {
+    let shared = Arc::new(Mutex::new(Shared {
+        socket: Box::new(socket),
+        outgoing: Vec::new(),
+        written: 0,
+    }));
+    let flusher = Flusher(Arc::clone(&shared));
+    let transport = Transport {
+        shared,
+        incoming: Vec::new(),
+        start: 0,
+        end: 0,
     };
-    Ok((
-        Transport {
-            socket,
-            outgoing,
-            incoming: Pending::default(),
-        },
-        flusher,
-    ))
+    (transport, flusher)
+}
+
+fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 // === impl Flusher ===
@@ -72,8 +79,29 @@ pub(crate) fn split(socket: TcpStream) -> io::Result<(Transport, Flusher)> {
 impl Flusher {
     /// Writes all that waits, or asks to be woken when the socket takes more.
     pub(crate) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut outgoing = self.outgoing.lock().unwrap_or_else(PoisonError::into_inner);
-        outgoing.poll_write_to(&self.socket, cx)
+        lock(&self.0).poll_drain(cx)
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.written < self.outgoing.len() {
+            let left = &self.outgoing[self.written..];
+            let count = ready!(Pin::new(&mut self.socket).poll_write(cx, left))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.written += count;
+        }
+        if self.written > 0 {
+            self.written = 0;
+            let mut buffer = std::mem::take(&mut self.outgoing);
+            buffer.clear();
+            WRITE.with_borrow_mut(|buffers| buffers.push(buffer));
+        }
+        Pin::new(&mut self.socket).poll_flush(cx)
     }
 }
 
@@ -86,13 +114,27 @@ impl AsyncRead for Transport {
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if this.incoming.is_empty() {
-            ready!(this.incoming.poll_read_from(&this.socket, cx))?;
+        if this.start == this.end {
+            let mut buffer = READ
+                .with_borrow_mut(Vec::pop)
+                .unwrap_or_else(|| vec![0; READ_MAX]);
+            let mut room = ReadBuf::new(&mut buffer);
+            let read = Pin::new(&mut lock(&this.shared).socket).poll_read(cx, &mut room);
+            (this.start, this.end) = (0, room.filled().len());
+            if this.end == 0 {
+                READ.with_borrow_mut(|buffers| buffers.push(buffer));
+                return read;
+            }
+            this.incoming = buffer;
         }
-        let bytes = this.incoming.bytes();
+        let bytes = &this.incoming[this.start..this.end];
         let count = bytes.len().min(into.remaining());
         into.put_slice(&bytes[..count]);
-        this.incoming.consume(count);
+        this.start += count;
+        if this.start == this.end {
+            let buffer = std::mem::take(&mut this.incoming);
+            READ.with_borrow_mut(|buffers| buffers.push(buffer));
+        }
         Poll::Ready(Ok(()))
     }
 }
@@ -111,13 +153,15 @@ impl AsyncWrite for Transport {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let mut outgoing = self.outgoing.lock().unwrap_or_else(PoisonError::into_inner);
-        if outgoing.bytes().len() >= WRITE_MAX {
-            ready!(outgoing.poll_write_to(&self.socket, cx))?;
+        let mut shared = lock(&self.shared);
+        if shared.outgoing.len() - shared.written >= WRITE_MAX {
+            ready!(shared.poll_drain(cx))?;
         }
-        outgoing.borrow_buffer();
+        if shared.outgoing.capacity() == 0 {
+            shared.outgoing = WRITE.with_borrow_mut(Vec::pop).unwrap_or_default();
+        }
         for slice in slices {
-            outgoing.buffer.extend_from_slice(slice);
+            shared.outgoing.extend_from_slice(slice);
         }
         Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()))
     }
@@ -131,73 +175,8 @@ impl AsyncWrite for Transport {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut outgoing = self.outgoing.lock().unwrap_or_else(PoisonError::into_inner);
-        outgoing.poll_write_to(&self.socket, cx)
-    }
-}
-
-// === impl Pending ===
-
-impl Pending {
-    fn bytes(&self) -> &[u8] {
-        &self.buffer[self.start..]
-    }
-
-    fn is_empty(&self) -> bool {
-        self.start == self.buffer.len()
-    }
-
-    fn borrow_buffer(&mut self) {
-        if self.buffer.capacity() == 0 {
-            self.buffer = BUFFERS
-                .with_borrow_mut(Vec::pop)
-                .unwrap_or_else(|| Vec::with_capacity(READ_MAX));
-        }
-    }
-
-    fn return_buffer(&mut self) {
-        self.start = 0;
-        let mut buffer = std::mem::take(&mut self.buffer);
-        if buffer.capacity() > 0 {
-            buffer.clear();
-            BUFFERS.with_borrow_mut(|buffers| buffers.push(buffer));
-        }
-    }
-
-    fn consume(&mut self, count: usize) {
-        self.start += count;
-        if self.is_empty() {
-            self.return_buffer();
-        }
-    }
-
-    /// Fills the buffer with one read. Leaves it empty at the end of the stream.
-    fn poll_read_from(&mut self, socket: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        loop {
-            ready!(socket.poll_read_ready(cx))?;
-            self.borrow_buffer();
-            match socket.try_read_buf(&mut self.buffer) {
-                Ok(0) => self.return_buffer(),
-                Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    self.return_buffer();
-                    continue;
-                }
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-            return Poll::Ready(Ok(()));
-        }
-    }
-
-    fn poll_write_to(&mut self, socket: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.is_empty() {
-            ready!(socket.poll_write_ready(cx))?;
-            match socket.try_write(self.bytes()) {
-                Ok(count) => self.consume(count),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
-        Poll::Ready(Ok(()))
+        let mut shared = lock(&self.shared);
+        ready!(shared.poll_drain(cx))?;
+        Pin::new(&mut shared.socket).poll_shutdown(cx)
     }
 }

@@ -45,7 +45,8 @@ impl fmt::Display for Summary<'_> {
             if index == 0 {
                 writeln!(f, "\nworth a look")?;
             }
-            writeln!(f, "  {warning}")?;
+            // Those of the configuration show its lines.
+            writeln!(f, "  {}", warning.replace('\n', "\n  "))?;
         }
         Ok(())
     }
@@ -158,7 +159,7 @@ fn conditions(matches: &Match) -> String {
 
 /// What is allowed, and most often not meant.
 fn warnings(config: &Config) -> Vec<String> {
-    let mut warnings = Vec::new();
+    let mut warnings = config.warnings.clone();
     if config.admin.is_none() {
         warnings.push(
             "admin.address is none: nobody can read metrics, or ask whether it is ready".into(),

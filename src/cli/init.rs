@@ -32,7 +32,7 @@ enum Starter {
     Local,
     /// Beside an application and its daprd: components by their sockets, all else to daprd.
     Sidecar,
-    /// In front of a service that strangers call, behind what ends TLS: tight limits.
+    /// In front of a service that strangers call: under TLS, with tight limits.
     Edge,
 }
 
@@ -45,6 +45,9 @@ impl Init {
         match write(&self.output, self.starter.text(), self.force) {
             Ok(()) => {
                 println!("{file}: written; each key in it is explained there");
+                if matches!(self.starter, Starter::Edge) {
+                    println!("make a certificate to try it with: `thalweg certs`");
+                }
                 if self.output == Path::new(super::CONFIG) {
                     println!("start with `thalweg`");
                 } else {

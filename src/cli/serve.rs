@@ -34,6 +34,9 @@ pub(super) fn serve(config: Config) -> ExitCode {
 }
 
 async fn run(config: Config) -> ExitCode {
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
     let mut signals = match Signals::new() {
         Ok(signals) => signals,
         Err(error) => return fail(&format!("cannot listen for signals: {error}")),

@@ -49,8 +49,7 @@ impl Welcome<'_> {
     /// Commands that work here and now: an upload, a download, and the metrics.
     fn lines(&self) -> Vec<String> {
         let mut lines = Vec::new();
-        if let (Some((_, address)), Some((name, keeps))) = (self.listeners.first(), self.binding())
-        {
+        if let (Some(address), Some((name, keeps))) = (self.in_the_clear(), self.binding()) {
             let (socket, origin) = origin(address);
             let name = utf8_percent_encode(name, ENCODED).to_string();
             let url = format!("{origin}/v1.0-alpha1/bindings/{name}/stream");
@@ -72,6 +71,13 @@ impl Welcome<'_> {
             lines.push(format!("curl{token} http://{}/metrics", reachable(address)));
         }
         lines
+    }
+
+    /// Where curl needs to be told of no certificates.
+    fn in_the_clear(&self) -> Option<&Address> {
+        let mut all = self.config.listeners.iter().zip(self.listeners);
+        let (_, (_, address)) = all.find(|(settings, _)| settings.tls.is_none())?;
+        Some(address)
     }
 
     /// A binding to try, and whether it keeps what it is sent.

@@ -10,7 +10,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{CircuitBreaker, Protocol};
+use super::{CircuitBreaker, ClientAuth, Protocol};
 use thalweg_filters::units::{Count, Duration, Size};
 use thalweg_proto::status::Code;
 
@@ -105,6 +105,10 @@ pub(super) struct Listener {
     #[schemars(range(min = 1, max = 1_000_000))]
     pub(super) max_connections: Option<Count>,
 
+    /// Serves clients under TLS, 1.2 and 1.3, and those in the clear no more. Default: none. Clients
+    /// choose HTTP/2 or HTTP/1.1 in the handshake.
+    pub(super) tls: Option<Tls>,
+
     /// How long clients may take.
     pub(super) timeouts: Option<ListenerTimeouts>,
 
@@ -115,12 +119,58 @@ pub(super) struct Listener {
     pub(super) http2: Option<ServerHttp2>,
 }
 
+/// Serves clients under TLS.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Tls {
+    /// Certificates and their keys. A client gets the one that has the name it asks for, `*.` standing
+    /// for one label, and the first if there is none or it asks for none.
+    #[schemars(length(min = 1))]
+    pub(super) certificates: Vec<CertificateFiles>,
+
+    /// A file in PEM with the roots of clients' certificates. Default: none, and clients are not asked
+    /// for certificates. What a certificate says reaches the upstream in
+    /// `x-forwarded-client-cert`.
+    #[schemars(length(min = 1))]
+    pub(super) client_ca: Option<String>,
+
+    /// Whether clients must show a certificate: `required` or `optional`. Default `required`, if there
+    /// is a `client_ca`. One that is bad is refused in either case.
+    pub(super) client_auth: Option<ClientAuth>,
+
+    /// Files in PEM with the lists of clients' certificates that are void. Default: none. If there are
+    /// any, there must be one of each authority between a certificate and its root.
+    pub(super) client_crls: Option<Vec<String>>,
+
+    /// How often the files are looked at for changes; `0s` is never. Default `5s`: renewed certificates
+    /// are there days before the old ones end. Open connections notice nothing.
+    pub(super) reload_interval: Option<Duration>,
+}
+
+/// A certificate and its key.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CertificateFiles {
+    /// A file in PEM: the certificate, and after it those between it and its root.
+    #[schemars(length(min = 1))]
+    pub(super) cert: String,
+
+    /// A file in PEM: the private key, not encrypted.
+    #[schemars(length(min = 1))]
+    pub(super) key: String,
+}
+
 /// How long clients may take.
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ListenerTimeouts {
-    /// Longest wait for the first bytes, which tell the protocol. Default `10s`: ample for any
-    /// network, and a silent connection costs a slot.
+    /// Longest a TLS handshake may take, from the connection's beginning. Default `10s`: several round
+    /// trips of any network, and a client that trickles costs a slot.
+    #[schemars(extend("minimum" = 1))]
+    pub(super) handshake: Option<Duration>,
+
+    /// Longest wait for the first bytes, which tell the protocol; under TLS, for those after the
+    /// handshake. Default `10s`: ample for any network, and a silent connection costs a slot.
     #[schemars(extend("minimum" = 1))]
     pub(super) preface: Option<Duration>,
 

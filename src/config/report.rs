@@ -11,6 +11,8 @@ pub(super) struct Report {
     text: String,
     places: Places,
     faults: Vec<Fault>,
+    /// What is no fault, but worth a look.
+    doubts: Vec<Fault>,
     /// Paths about which enough has been said.
     settled: HashSet<String>,
 }
@@ -32,6 +34,7 @@ impl Report {
             text: text.to_owned(),
             places: Places::default(),
             faults: Vec::new(),
+            doubts: Vec::new(),
             settled: HashSet::new(),
         }
     }
@@ -87,8 +90,27 @@ impl Report {
 
     /// A value that is wrong, or a key that is missing.
     pub(super) fn add(&mut self, path: &str, message: impl Into<String>, hint: impl Into<String>) {
-        let place = ancestors(path).find_map(|path| self.places.values.get(path).copied());
+        let place = self.nearest_place(path);
         self.add_at(place, path, message, hint);
+    }
+
+    /// A value that works, and is worth a look.
+    pub(super) fn warn(&mut self, path: &str, message: impl Into<String>, hint: impl Into<String>) {
+        let place = self.nearest_place(path);
+        let doubt = self.fault(place, path, message.into(), hint.into());
+        self.doubts.push(doubt);
+    }
+
+    /// What is worth a look, in words.
+    pub(super) fn warnings(&mut self) -> Vec<String> {
+        let file = &self.file;
+        (self.doubts.drain(..))
+            .map(|doubt| Faults::new(file.clone(), vec![doubt]).to_string())
+            .collect()
+    }
+
+    fn nearest_place(&self, path: &str) -> Option<Place> {
+        ancestors(path).find_map(|path| self.places.values.get(path).copied())
     }
 
     fn add_at(
@@ -102,14 +124,19 @@ impl Report {
             return;
         }
         self.settle(path);
+        let fault = self.fault(place, path, message.into(), hint.into());
+        self.faults.push(fault);
+    }
+
+    fn fault(&self, place: Option<Place>, path: &str, message: String, hint: String) -> Fault {
         let line = place.and_then(|place| self.text.lines().nth(place.line.checked_sub(1)?));
-        self.faults.push(Fault {
+        Fault {
             place,
             line: line.map(str::to_owned),
             path: path.to_owned(),
-            message: message.into(),
-            hint: hint.into(),
-        });
+            message,
+            hint,
+        }
     }
 }
 

@@ -8,6 +8,7 @@ mod clusters;
 mod http2;
 mod object_store;
 mod routes;
+mod tls;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -50,6 +51,7 @@ pub(super) fn resolve(raw: raw::Config, env: &Environment<'_>, faults: &mut Repo
         filters,
         clusters: clusters.into_values().collect(),
         routes,
+        warnings: Vec::new(),
     }
 }
 
@@ -130,6 +132,7 @@ impl Resolve<'_> {
             name: raw.name,
             address: self.address(&raw.address, &format!("{path}.address")),
             max_connections: 10_000,
+            tls: raw.tls.map(|tls| self.tls(tls, &format!("{path}.tls"))),
             timeouts: ListenerTimeouts::default(),
             http1: Http1::default(),
             http2: ServerHttp2::default(),
@@ -140,6 +143,7 @@ impl Resolve<'_> {
                 .max_connections
                 .map_or(default.max_connections, Count::usize),
             timeouts: ListenerTimeouts {
+                handshake: or(timeouts.handshake, default.timeouts.handshake),
                 preface: or(timeouts.preface, default.timeouts.preface),
                 first_headers: or(timeouts.first_headers, default.timeouts.first_headers),
                 stall: or(timeouts.stall, default.timeouts.stall),

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::{
     Address, Admin, AuthorityMatch, Backoff, Binding, BindingTarget, Bucket, Cluster,
     ComponentSockets, Config, Destination, Http2, HttpTarget, Listener, Match, ObjectStore,
-    PathMatch, Place, Pool, Resiliency, Retry, Route, RouteTimeouts, Secret,
+    PathMatch, Place, Pool, Resiliency, Retry, Route, RouteTimeouts, Secret, Tls,
 };
 use thalweg_filters::chain::Filter;
 use thalweg_filters::units::Unit;
@@ -57,11 +57,12 @@ fn listener(listener: &Listener) -> Value {
     } = listener;
     let mut shared = self::http2(&http2.http2);
     shared["max_concurrent_streams"] = http2.max_concurrent_streams.into();
-    json!({
+    let mut all = json!({
         "name": listener.name,
         "address": listener.address.to_string(),
         "max_connections": listener.max_connections,
         "timeouts": {
+            "handshake": duration(timeouts.handshake),
             "preface": duration(timeouts.preface),
             "first_headers": duration(timeouts.first_headers),
             "stall": duration(timeouts.stall),
@@ -72,7 +73,29 @@ fn listener(listener: &Listener) -> Value {
             "keep_alive": duration(http1.keep_alive),
         },
         "http2": shared,
-    })
+    });
+    if let Some(tls) = &listener.tls {
+        all["tls"] = self::tls(tls);
+    }
+    all
+}
+
+fn tls(tls: &Tls) -> Value {
+    let pairs = tls.certificates.iter();
+    let mut all = json!({
+        "certificates": pairs
+            .map(|pair| json!({"cert": pair.cert, "key": pair.key}))
+            .collect::<Value>(),
+        "reload_interval": duration(tls.reload_interval),
+    });
+    if let Some(clients) = &tls.clients {
+        all["client_ca"] = json!(clients.ca);
+        all["client_auth"] = json!(clients.auth);
+        if !clients.crls.is_empty() {
+            all["client_crls"] = json!(clients.crls);
+        }
+    }
+    all
 }
 
 fn http2(http2: &Http2) -> Value {

@@ -9,32 +9,30 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::BytesMut;
 use http::{Request, Response};
 use http_body::{Frame, SizeHint};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use thalweg_filters::{Body, Chunk, Error, Side, body::Ledger};
 use thalweg_proto::status::Code;
-use tokio::{
-    io::AsyncReadExt,
-    time::{sleep, timeout},
-};
+use tokio::time::sleep;
 
 use crate::{
     eager::eager,
     headers,
-    serve::{Front, LINGER, answer, drained, stream_context},
+    serve::{Client, Front, answer, drained, linger, stream_context},
     stall::StallWatch,
     transport::Transport,
     worker::{Live, Worker},
 };
 
-/// The most that is read of an upload that nobody wants.
-const LINGER_BYTES: usize = 16 << 20;
-
 /// Serves the connection until it ends.
-pub(super) async fn serve(transport: Transport, front: Arc<Front>, worker: Rc<Worker>) {
+pub(super) async fn serve(
+    transport: Transport,
+    client: Client,
+    front: Arc<Front>,
+    worker: Rc<Worker>,
+) {
     let settings = &front.settings;
     let drain = drained(Rc::clone(&worker));
     let window = settings.http2.http2.stream_window as usize;
@@ -45,7 +43,7 @@ pub(super) async fn serve(transport: Transport, front: Arc<Front>, worker: Rc<Wo
         let live = worker.live();
         let context = stream_context(&request);
         let request = request.map(|incoming| receive(incoming, window));
-        let answer = answer(request, context, &worker, most_headers);
+        let answer = answer(request, context, &client, &worker, most_headers);
         async move { Ok::<_, Infallible>(finish(answer.await, live)) }
     });
     let mut connection = pin!(
@@ -91,22 +89,6 @@ pub(super) async fn serve(transport: Transport, front: Arc<Front>, worker: Rc<Wo
             tracing::debug!(listener = front.settings.name, error, "connection ended");
         }
     }
-}
-
-/// Reads on for a moment, when the last answer is written and the sending side closed. A socket that is closed with bytes unread
-/// resets its connection, and a client that was still uploading would lose the answer that says why nobody reads (RFC 9112, 9.6).
-async fn linger(mut transport: Transport) {
-    let mut unread = BytesMut::with_capacity(16 * 1024);
-    let reading = async {
-        let mut left = LINGER_BYTES;
-        while let Ok(count @ 1..) = transport.read_buf(&mut unread).await
-            && count < left
-        {
-            left -= count;
-            unread.clear();
-        }
-    };
-    let _ = timeout(LINGER, reading).await;
 }
 
 fn finish(response: Response<Body>, live: Live) -> Response<Body> {

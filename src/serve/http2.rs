@@ -4,16 +4,17 @@
 //! owns all that the stream holds on either side, so that its end, however it comes, ends everything.
 
 use std::{
+    cell::RefCell,
     future::Future,
     io,
     pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 
 use h2::{
-    Reason, RecvStream,
+    Ping, PingPong, Reason, RecvStream,
     server::{self, SendResponse},
 };
 use http::{Request, Response, Version};
@@ -28,26 +29,34 @@ use crate::{
     config::ServerHttp2,
     pump::{Intake, Pump, Stop},
     receive::{self, Sender, Unread},
-    serve::{Front, LINGER, answer, drained, stream_context},
+    serve::{Client, Front, LINGER, LINGER_BYTES, answer, drained, stream_context},
     stall::{Stall, StallWatch},
     transport::{Payload, Transport, driven},
     worker::Worker,
 };
 
 /// Serves the connection until it ends.
-pub(super) async fn serve(transport: Transport, front: Arc<Front>, worker: Rc<Worker>) {
+pub(super) async fn serve(
+    transport: Transport,
+    client: Client,
+    front: Arc<Front>,
+    worker: Rc<Worker>,
+) {
     transport.batch();
     let handshake = builder(&front.settings.http2).handshake(transport.clone());
     // On the heap, and gone with its end: the connection's task keeps no room for it.
     let handshake = Box::pin(driven(transport.clone(), handshake));
-    let connection = match timeout(front.settings.timeouts.preface, handshake).await {
+    let mut connection = match timeout(front.settings.timeouts.preface, handshake).await {
         Ok(Ok(Ok(connection))) => connection,
         Ok(_) => return front.stats.errors.increment(),
         Err(_) => return front.stats.preface_timeouts.increment(),
     };
+    let ping = connection.ping_pong();
     let mut drive = Drive {
+        ping: Rc::new(RefCell::new(ping.expect("it is taken once"))),
         connection,
         transport,
+        client,
         stall: StallWatch::new(front.settings.timeouts.stall),
         first_headers: Some(Box::pin(sleep(front.settings.timeouts.first_headers))),
         drain: Some(Box::pin(drained(Rc::clone(&worker)))),
@@ -64,7 +73,9 @@ pub(super) async fn serve(transport: Transport, front: Arc<Front>, worker: Rc<Wo
 /// The connection, and the clocks that it is held to.
 struct Drive<D> {
     connection: server::Connection<Transport, Payload>,
+    ping: Rc<RefCell<PingPong>>,
     transport: Transport,
+    client: Client,
     stall: StallWatch,
     /// Until the first request.
     first_headers: Option<Pin<Box<Sleep>>>,
@@ -82,7 +93,8 @@ impl<D: Future<Output = ()>> Drive<D> {
                 Poll::Ready(Some(Ok((request, respond)))) => {
                     self.first_headers = None;
                     let (front, worker) = (Arc::clone(&self.front), Rc::clone(&self.worker));
-                    spawn_local(stream(request, respond, front, worker));
+                    let (client, ping) = (self.client.clone(), Rc::clone(&self.ping));
+                    spawn_local(stream(request, respond, client, ping, front, worker));
                 }
                 Poll::Ready(Some(Err(error))) => {
                     let _ = self.transport.poll_drain(cx);
@@ -159,6 +171,8 @@ fn builder(settings: &ServerHttp2) -> server::Builder {
 async fn stream(
     request: Request<RecvStream>,
     mut respond: SendResponse<Payload>,
+    client: Client,
+    ping: Rc<RefCell<PingPong>>,
     front: Arc<Front>,
     worker: Rc<Worker>,
 ) {
@@ -175,7 +189,7 @@ async fn stream(
     };
     let request = Request::from_parts(parts, body);
     let most_headers = front.settings.http2.http2.max_headers;
-    let answer = answer(request, context.clone(), &worker, most_headers);
+    let answer = answer(request, context.clone(), &client, &worker, most_headers);
     let Some(response) = unless_reset(&mut respond, &context, answer).await else {
         return;
     };
@@ -197,15 +211,25 @@ async fn stream(
     if !ended {
         send_body(&mut pump, &context).await;
     }
-    if unread.as_ref().is_some_and(Unread::is_partial) {
+    if let Some(unread) = unread.filter(Unread::is_partial) {
         // On the heap: few streams come here.
-        Box::pin(linger(pump)).await;
+        Box::pin(linger(pump, unread, &ping)).await;
     }
 }
 
-/// Keeps a stream that has been answered, until its client has noticed that it need not upload the rest.
-async fn linger(mut pump: Pump) {
-    let _ = timeout(LINGER, std::future::poll_fn(|cx| pump.poll_reset(cx))).await;
+/// Reads on for a moment, when a stream has been answered, until its client has noticed that it need not upload the rest.
+async fn linger(mut pump: Pump, unread: Unread, ping: &RefCell<PingPong>) {
+    pump.forget_source();
+    let mut left = LINGER_BYTES;
+    let reading = std::future::poll_fn(|cx| match pump.poll_reset(cx) {
+        Poll::Ready(()) => Poll::Ready(()),
+        Poll::Pending => unread.poll_discard(cx, &mut left),
+    });
+    let _ = timeout(LINGER, reading).await;
+    // curl 7.88 ends such an upload, and then sleeps until one more frame comes. Fails while the last one is not answered.
+    let mut ping = ping.borrow_mut();
+    let _ = ping.poll_pong(&mut Context::from_waker(Waker::noop()));
+    let _ = ping.send_ping(Ping::opaque());
 }
 
 async fn send_body(pump: &mut Pump, context: &StreamContext) {

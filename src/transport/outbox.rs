@@ -8,14 +8,12 @@ use std::{
     cell::RefCell,
     collections::VecDeque,
     io::{self, IoSlice},
-    pin::Pin,
     task::{Context, Poll, ready},
 };
 
 use bytes::{Buf, Bytes};
-use tokio::io::AsyncWrite;
 
-use super::{lent::Lent, socket::Socket};
+use super::{lent::Lent, wire::Wire};
 
 /// What has gathered is written once it is this much, without waiting for the end of the turn. More is not taken from the
 /// codec until it has gone, so a stuck connection holds this and one frame.
@@ -92,7 +90,7 @@ impl Outbox {
         self.len
     }
 
-    /// Bytes that the socket has taken so far, or `None` while it is not seen stuck.
+    /// Bytes that the wire has taken so far, or `None` while it is not seen stuck.
     pub(super) fn progress(&self) -> Option<u64> {
         self.stuck.then_some(self.written)
     }
@@ -101,10 +99,10 @@ impl Outbox {
     pub(super) fn poll_pass(
         &mut self,
         cx: &mut Context<'_>,
-        socket: &mut Socket,
+        wire: &mut Wire,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let passed = Pin::new(socket).poll_write_vectored(cx, slices);
+        let passed = wire.poll_write(cx, slices);
         self.stuck = passed.is_pending();
         if let Poll::Ready(Ok(count)) = &passed {
             self.written += *count as u64;
@@ -116,11 +114,11 @@ impl Outbox {
     pub(super) fn poll_push(
         &mut self,
         cx: &mut Context<'_>,
-        socket: &mut Socket,
+        wire: &mut Wire,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         if self.len >= WRITE_AT {
-            ready!(self.poll_drain(cx, socket))?;
+            ready!(self.poll_drain(cx, wire))?;
         }
         let before = self.len;
         for slice in slices {
@@ -148,7 +146,7 @@ impl Outbox {
     pub(super) fn poll_drain(
         &mut self,
         cx: &mut Context<'_>,
-        socket: &mut Socket,
+        wire: &mut Wire,
     ) -> Poll<io::Result<()>> {
         while self.len > 0 {
             let mut slices = [IoSlice::new(&[]); MOST_SLICES];
@@ -164,7 +162,7 @@ impl Outbox {
                     Piece::Kept(bytes) => bytes,
                 });
             }
-            let written = Pin::new(&mut *socket).poll_write_vectored(cx, &slices[..count]);
+            let written = wire.poll_write(cx, &slices[..count]);
             self.stuck = written.is_pending();
             match written {
                 Poll::Pending => {
@@ -175,7 +173,9 @@ impl Outbox {
                 Poll::Ready(written) => self.take(written?),
             }
         }
-        Poll::Ready(Ok(()))
+        let flushed = wire.poll_flush(cx);
+        self.stuck = flushed.is_pending();
+        flushed
     }
 
     fn take(&mut self, written: usize) {

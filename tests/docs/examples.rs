@@ -1,6 +1,9 @@
 //! Configurations that pages show.
 //!
-//! A block of YAML is a whole configuration, or some keys of one; where it has no listeners, it is judged with some.
+//! A block of YAML is a whole configuration, or some keys of one; where it has no listeners, it is judged with some. The files in
+//! `tls/` are those that `thalweg certs` makes.
+
+use std::process::Command;
 
 use thalweg::config;
 
@@ -25,12 +28,17 @@ const LISTENERS: &str = "listeners: [{name: plain, address: 127.0.0.1:8080}]\n";
 
 #[test]
 fn every_configuration_on_a_page_is_good() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut certs = Command::new(env!("CARGO_BIN_EXE_thalweg"));
+    let made = certs.arg("certs").arg("--dir").arg(folder.path()).output();
+    assert!(made.unwrap().status.success());
+    let tls = format!(" {}/", folder.path().display());
     let mut judged = 0;
     let mut faults = Vec::new();
     for page in files(".md") {
         let text = read(&page);
         for (line, block) in blocks(&text, "yaml") {
-            let mut yaml = format!("{}\n", block.join("\n"));
+            let mut yaml = format!("{}\n", block.join("\n")).replace(" tls/", &tls);
             if !block.iter().any(|line| line.starts_with("listeners:")) {
                 yaml.insert_str(0, LISTENERS);
             }

@@ -19,7 +19,10 @@ use crate::support::{
 };
 
 /// The operator's manual.
-const MANUAL: &str = include_str!("../../docs/operation.md");
+const MANUAL: &str = concat!(
+    include_str!("../../docs/operation.md"),
+    include_str!("../../docs/tls.md")
+);
 
 // === endpoints ===
 

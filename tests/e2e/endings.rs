@@ -661,6 +661,29 @@ async fn refused_call_does_not_wait_for_the_end_of_its_request() {
     assert_eq!(call.outgoing.reset_by_peer().await, Reason::NO_ERROR);
 }
 
+/// curl 7.88 sleeps until then, although all has been said.
+#[tokio::test]
+async fn client_that_ends_a_refused_upload_is_sent_one_more_frame() {
+    let proxy = TestProxy::start("listeners: [{name: it, address: \"127.0.0.1:0\"}]\n").await;
+    let mut peer = raw::Peer::client(&proxy.address, &[]).await;
+    let head = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":authority", "e2e"),
+        (":path", "/nowhere"),
+    ];
+    peer.write(&raw::headers(1, &head, false)).await;
+    peer.until(|frame| frame.kind == raw::DATA && frame.ends_stream())
+        .await;
+
+    peer.write(&raw::data(1, b"", true)).await;
+
+    let ping = |frame: &raw::Frame| frame.kind == raw::PING && frame.flags & raw::ACK == 0;
+    let reset = |frame: &raw::Frame| frame.kind == raw::RST_STREAM;
+    let next = peer.until(|frame| ping(frame) || reset(frame)).await;
+    assert!(ping(&next), "a reset after the end would lose the answer");
+}
+
 #[tokio::test]
 async fn more_headers_than_the_listener_takes_are_refused() {
     let upstream = Upstream::start().await;

@@ -15,6 +15,7 @@
 //! | `shapes` | every kind of call, as client and upstream see it |
 //! | `start` | what a newcomer meets: files to start with, the first lines, completions, manual pages |
 //! | `strangers` | what clients get that do not keep to the protocol, or keep to the least of it |
+//! | `tls` | TLS on listeners: who is let in, and what becomes of sessions and of files that change |
 //! | `upstreams` | which connection and which endpoint a stream takes |
 //!
 //! Each test is named as what it promises. Ports are 0, every wait is bounded, and nothing sleeps to give others time: a test
@@ -43,4 +44,5 @@ mod strangers;
     reason = "a vocabulary; not every word is needed at every time"
 )]
 mod support;
+mod tls;
 mod upstreams;

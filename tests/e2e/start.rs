@@ -1,12 +1,13 @@
 //! What a newcomer meets: files to start with, the first lines, completions and manual pages.
 
-use std::{fs, path::Path};
+use std::{fs, net::Ipv4Addr, path::Path};
 
-use thalweg::config;
+use thalweg::config::{self, Address};
 
 use crate::support::{
     child::{Folder, Running},
     client::Client,
+    hands::Hands,
     upstream::{Upstream, echo},
 };
 
@@ -20,7 +21,9 @@ fn starter(name: &str) -> String {
 /// The same, on ports of the test's own.
 fn on_free_ports(name: &str) -> String {
     let text = starter(name).replace("${THALWEG_PORT:-8080}", "8080");
-    text.replace(":8080", ":0").replace(":9901", ":0")
+    text.replace(":8080", ":0")
+        .replace(":8443", ":0")
+        .replace(":9901", ":0")
 }
 
 /// What stands in a folder, in alphabetical order.
@@ -41,12 +44,17 @@ async fn starters_are_good_and_make_nobody_look_twice() {
         let folder = Folder::empty();
 
         let written = folder.run(&["init", name]).await;
+        if written.stdout.contains("`thalweg certs`") {
+            assert_eq!(folder.run(&["certs"]).await.code, Some(0));
+        }
         let checked = folder.run(&["check"]).await;
 
         assert_eq!(written.code, Some(0), "{name}: {written:?}");
         assert_eq!(checked.code, Some(0), "{name}: {checked:?}");
         assert!(!checked.stdout.contains("worth a look"), "{checked:?}");
-        assert_eq!(listed(&folder), ["config.yaml"], "{name}");
+        let mut listed = listed(&folder);
+        listed.retain(|entry| entry != "tls");
+        assert_eq!(listed, ["config.yaml"], "{name}");
         assert_eq!(fs::read_to_string(folder.config()).unwrap(), starter(name));
     }
 }
@@ -136,33 +144,47 @@ fn ports_of_sidecar_come_from_the_environment() {
 }
 
 #[tokio::test]
-async fn sidecar_and_edge_forward_what_they_are_for() {
+async fn sidecar_forwards_what_it_is_for() {
     let upstream = Upstream::start().await.serve(echo);
     let sockets = tempfile::tempdir().unwrap();
+    let yaml = on_free_ports("sidecar")
+        .replace("127.0.0.1:${DAPR_GRPC_PORT:-50001}", &upstream.to_string())
+        .replace(
+            "/tmp/dapr-components-sockets",
+            sockets.path().to_str().unwrap(),
+        );
+    let proxy = Running::start_as_written(&yaml).await;
+    let client = Client::connect_with(&proxy.address, &h2::client::Builder::new()).await;
 
-    for (name, whereto, path) in [
-        (
-            "sidecar",
-            "127.0.0.1:${DAPR_GRPC_PORT:-50001}",
-            "/dapr.proto.runtime.v1.Dapr/GetState",
-        ),
-        ("edge", "127.0.0.1:50051", "/helloworld.Greeter/SayHello"),
-    ] {
-        let yaml = on_free_ports(name)
-            .replace(whereto, &upstream.to_string())
-            .replace(
-                "/tmp/dapr-components-sockets",
-                sockets.path().to_str().unwrap(),
-            );
-        let proxy = Running::start_as_written(&yaml).await;
-        let client = Client::connect_with(&proxy.address, &h2::client::Builder::new()).await;
+    forwards(&client, "/dapr.proto.runtime.v1.Dapr/GetState").await;
+}
 
-        let taken = client.unary(path, b"hello").await;
-        let refused = client.unary("/other.Service/Call", b"hello").await;
+#[tokio::test]
+async fn edge_forwards_what_it_is_for_under_tls() {
+    let upstream = Upstream::start().await.serve(echo);
+    let folder = Folder::empty();
+    assert_eq!(folder.run(&["certs"]).await.code, Some(0));
+    let tls = folder.path().join("tls");
+    let yaml = on_free_ports("edge")
+        .replace("127.0.0.1:50051", &upstream.to_string())
+        .replace("tls/server", tls.join("server").to_str().unwrap());
+    let proxy = Running::start_as_written(&yaml).await;
+    let ca = fs::read_to_string(tls.join("ca.pem")).unwrap();
+    let Address::Tcp(bound) = proxy.address else {
+        panic!("{} is no port", proxy.address)
+    };
+    let here = Address::Tcp((Ipv4Addr::LOCALHOST, bound.port()).into());
+    let client = Hands::trusting_pem(&ca).client(&here, "localhost").await;
 
-        assert_eq!(taken.messages(), ["hello"], "{name}");
-        assert_eq!(refused.reason(), Some("no_route"), "{name}");
-    }
+    forwards(&client, "/helloworld.Greeter/SayHello").await;
+}
+
+async fn forwards(client: &Client, path: &str) {
+    let taken = client.unary(path, b"hello").await;
+    let refused = client.unary("/other.Service/Call", b"hello").await;
+
+    assert_eq!(taken.messages(), ["hello"], "{path}");
+    assert_eq!(refused.reason(), Some("no_route"), "{path}");
 }
 
 // === the first lines ===
@@ -190,13 +212,14 @@ async fn lines_to_paste_do_what_they_say() {
 
 // === completions and manual pages ===
 
-const COMMANDS: [&str; 9] = [
+const COMMANDS: [&str; 10] = [
     "serve",
     "init",
     "check",
     "schema",
     "invoke",
     "bindings",
+    "certs",
     "completions",
     "man",
     "version",

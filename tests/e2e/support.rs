@@ -14,6 +14,7 @@
 //! | [`upstream`] | an upstream on the `h2` crate |
 //! | [`raw`] | either side of HTTP/2, frame by frame and byte by byte |
 //! | [`plain`] | either side of HTTP/1.1, line by line |
+//! | [`hands`] | certificates of every kind, and clients that shake hands |
 
 use std::{future::Future, time::Duration};
 
@@ -25,6 +26,7 @@ pub(crate) mod child;
 pub(crate) mod client;
 pub(crate) mod component;
 pub(crate) mod flood;
+pub(crate) mod hands;
 pub(crate) mod operator;
 pub(crate) mod plain;
 pub(crate) mod proxy;

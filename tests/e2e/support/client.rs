@@ -8,6 +8,7 @@ use h2::{
 use http::{Request, Response, StatusCode, request};
 use thalweg::config::Address;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
     task::JoinHandle,
 };
@@ -40,29 +41,32 @@ impl Client {
 
     /// A client with settings of its own.
     pub(crate) async fn connect_with(address: &Address, builder: &Builder) -> Self {
-        within("the client connects", async {
-            match address {
-                Address::Tcp(address) => {
-                    let socket = TcpStream::connect(address).await.unwrap();
-                    socket.set_nodelay(true).unwrap();
-                    let (sender, connection) = builder.handshake(socket).await.unwrap();
-                    Self {
-                        sender,
-                        connection: tokio::spawn(connection),
-                    }
-                }
-                Address::Unix(path) => {
-                    let socket = UnixStream::connect(path).await.unwrap();
-                    let (sender, connection) = builder.handshake(socket).await.unwrap();
-                    Self {
-                        sender,
-                        connection: tokio::spawn(connection),
-                    }
-                }
-                Address::Host(..) => panic!("{address} is not where a proxy listens"),
+        match address {
+            Address::Tcp(address) => {
+                let socket = within("the client connects", TcpStream::connect(address)).await;
+                let socket = socket.unwrap();
+                socket.set_nodelay(true).unwrap();
+                Self::over(socket, builder).await
             }
-        })
-        .await
+            Address::Unix(path) => {
+                let socket = within("the client connects", UnixStream::connect(path)).await;
+                Self::over(socket.unwrap(), builder).await
+            }
+            Address::Host(..) => panic!("{address} is not where a proxy listens"),
+        }
+    }
+
+    /// A client over a socket that is connected already.
+    pub(crate) async fn over<S>(socket: S, builder: &Builder) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let shaken = within("the client begins", builder.handshake(socket)).await;
+        let (sender, connection) = shaken.unwrap();
+        Self {
+            sender,
+            connection: tokio::spawn(connection),
+        }
     }
 
     /// Opens a gRPC call.

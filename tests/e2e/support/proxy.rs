@@ -132,7 +132,8 @@ impl TestProxy {
         Self::start_as(&yaml).await
     }
 
-    async fn start_as(yaml: &str) -> Self {
+    /// A proxy with nothing but what `yaml` says.
+    pub(crate) async fn start_as(yaml: &str) -> Self {
         let config =
             config::parse(yaml, "test.yaml", &|_| None).unwrap_or_else(|faults| panic!("{faults}"));
         let app = within("the proxy starts", App::start(config))

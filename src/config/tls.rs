@@ -1,0 +1,64 @@
+//! What the file says about TLS.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// TLS on a listener. All files were good when the configuration was read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tls {
+    /// At least one. A client gets the one with the name that it asks for, or else the first.
+    pub certificates: Vec<CertificateFiles>,
+    /// Who clients must be; `None` for anybody.
+    pub clients: Option<Clients>,
+    /// How often the files are looked at for changes; zero is never.
+    pub reload_interval: Duration,
+}
+
+/// A certificate and its key, both in PEM.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CertificateFiles {
+    /// The certificate, and those between it and its root.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+/// Whose certificates clients show.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Clients {
+    /// The roots that vouch for them.
+    pub ca: PathBuf,
+    /// Whether they can do without one.
+    pub auth: ClientAuth,
+    /// Which certificates are void.
+    pub crls: Vec<PathBuf>,
+}
+
+/// Whether clients must show a certificate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ClientAuth {
+    /// Who shows none is refused.
+    #[default]
+    Required,
+    /// Who shows none is served without a name. A bad one is refused all the same.
+    Optional,
+}
+
+// === impl Tls ===
+
+impl Tls {
+    pub(super) const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
+
+    /// Every file.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        let pairs = self.certificates.iter();
+        let clients = self.clients.iter();
+        pairs
+            .flat_map(|pair| [&pair.cert, &pair.key])
+            .chain(clients.flat_map(|clients| std::iter::once(&clients.ca).chain(&clients.crls)))
+    }
+}
