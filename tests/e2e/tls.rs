@@ -1,12 +1,15 @@
 //! TLS on listeners: who is let in, what the upstream hears of them, and what becomes of sessions and files that change.
 
-use std::{io, os::unix::fs::symlink};
+use std::{io, os::unix::fs::symlink, time::Duration};
 
 use h2::client::Builder;
 use http::Request;
 use rcgen::SanType;
 use thalweg_proto::status::Code;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::sleep,
+};
 use tokio_rustls::rustls::{
     HandshakeKind,
     pki_types::{CertificateDer, pem::PemObject},
@@ -202,8 +205,9 @@ async fn silent_client_and_one_that_trickles_have_until_the_deadline() {
         .await
         .unwrap();
     within("the connection closes", async {
+        // Slowly enough that the record is not whole at the deadline.
         while trickling.write_all(&[3]).await.is_ok() {
-            tokio::task::yield_now().await;
+            sleep(Duration::from_millis(1)).await;
         }
     })
     .await;
