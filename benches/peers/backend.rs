@@ -6,32 +6,36 @@
 use std::future::poll_fn;
 use std::io;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::task::Poll;
 
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::{Connection, SendResponse};
 use http::Request;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, BufReader};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio_rustls::TlsAcceptor;
 
 use crate::binding;
 use crate::grpc::{self, Body, Failure};
 use crate::s3;
-use crate::transport::{self, Flusher, Transport};
+use crate::tls;
+use crate::transport::{self, Flusher, READ_MAX, Transport};
 use crate::work::SMALL_MESSAGE;
 
 /// Connections that may wait to be accepted: some proxies dial once a stream.
 const BACKLOG: u32 = 4096;
 
 /// Serves until standard input ends.
-pub(crate) async fn run() -> Result<(), Failure> {
+pub(crate) async fn run(pair: Option<&Path>) -> Result<(), Failure> {
+    let tls = pair.map(tls::acceptor).transpose()?;
     let listener = listen()?;
     let store = listen()?;
     println!("{} {}", listener.local_addr()?, store.local_addr()?);
     let mut input = tokio::io::stdin();
     tokio::select! {
-        result = accept(listener) => result,
+        result = accept(listener, tls) => result,
         result = s3::accept(store) => result,
         _ = input.read_u8() => Ok(()),
     }
@@ -43,19 +47,26 @@ fn listen() -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-async fn accept(listener: TcpListener) -> Result<(), Failure> {
+async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>) -> Result<(), Failure> {
     loop {
         let (socket, _) = listener.accept().await?;
-        tokio::spawn(async {
+        let tls = tls.clone();
+        tokio::spawn(async move {
             // A proxy may close a connection as it likes; what that breaks is seen by the load generator.
-            let _ = serve(socket).await;
+            let _ = serve(socket, tls).await;
         });
     }
 }
 
-async fn serve(socket: TcpStream) -> Result<(), Failure> {
+async fn serve(socket: TcpStream, tls: Option<TlsAcceptor>) -> Result<(), Failure> {
     socket.set_nodelay(true)?;
-    let (transport, flusher) = transport::split(socket);
+    let (transport, flusher) = match tls {
+        Some(tls) => {
+            let socket = BufReader::with_capacity(READ_MAX, socket);
+            transport::split(tls.accept(socket).await?)
+        }
+        None => transport::split(socket),
+    };
     let mut connection = grpc::server_builder().handshake(transport).await?;
     while let Some((request, respond)) = next_stream(&mut connection, &flusher).await? {
         tokio::spawn(async {

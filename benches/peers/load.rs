@@ -73,7 +73,7 @@ pub(crate) async fn run(
     let mut commands = BufReader::new(tokio::io::stdin()).lines();
 
     let mut connections = Vec::new();
-    if !work.is_idle() {
+    if !work.is_idle() && work != Work::Handshakes {
         for _ in 0..shape.connections {
             let connection = connect(address, tls).await?;
             unary(connection.clone(), WARM_UP_CALLS).await?;
@@ -98,6 +98,13 @@ pub(crate) async fn run(
         total.add(file_over_http(address, shape.repeats).await?);
     } else if work == Work::ObjectFileHttp {
         total.add(object_over_http(address, shape.repeats).await?);
+    } else if work == Work::Handshakes {
+        for _ in 0..shape.connections {
+            let started = Instant::now();
+            let mut tally = unary(connect(address, tls).await?, 1).await?;
+            tally.latencies_ns = vec![elapsed_ns(started)];
+            total.add(tally);
+        }
     } else if work.is_idle() {
         // One after the other: ten thousand at once would overflow the backlog of whoever dials once a stream.
         for _ in 0..shape.connections {
@@ -143,7 +150,7 @@ async fn work_on(connections: &[Connection], work: Work, shape: Shape) -> Result
         for _ in 0..shape.streams {
             let connection = connection.clone();
             match work {
-                Work::Unary => streams.spawn(unary(connection, shape.repeats)),
+                Work::Unary | Work::Handshakes => streams.spawn(unary(connection, shape.repeats)),
                 Work::Upload | Work::Uploads80 => streams.spawn(upload(connection, shape.repeats)),
                 Work::Download => streams.spawn(download(connection, shape.repeats)),
                 Work::PingPong => streams.spawn(ping_pong(connection, shape.repeats)),

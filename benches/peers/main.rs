@@ -24,6 +24,7 @@ use crate::grpc::Failure;
 use crate::measure::measure;
 use crate::proxy::{Kind, Running};
 use crate::table::Table;
+use crate::tls::Tls;
 use crate::work::Work;
 
 mod backend;
@@ -79,9 +80,9 @@ struct Comparison {
     #[arg(long)]
     thalweg: Option<PathBuf>,
 
-    /// TLS between the load generator and the proxies; bindings and the relay stay away
-    #[arg(long)]
-    tls: bool,
+    /// TLS between the load generator and the proxies, or to the backend as well; bindings and the relay stay away
+    #[arg(long, value_enum, num_args = 0..=1, default_missing_value = "client")]
+    tls: Option<Tls>,
 
     /// Print the table as Markdown
     #[arg(long)]
@@ -93,7 +94,11 @@ struct Comparison {
 enum Role {
     /// Answer calls; prints its address
     #[command(hide = true)]
-    Backend,
+    Backend {
+        /// The folder with the certificate to show, for TLS
+        #[arg(long)]
+        tls: Option<PathBuf>,
+    },
     /// Do one workload when told
     #[command(hide = true)]
     Load {
@@ -127,7 +132,7 @@ fn main() -> ExitCode {
     let result = runtime.block_on(async {
         match arguments.role {
             None => compare(arguments.comparison).await,
-            Some(Role::Backend) => backend::run().await,
+            Some(Role::Backend { tls }) => backend::run(tls.as_deref()).await,
             Some(Role::Load {
                 address,
                 work,
@@ -153,7 +158,7 @@ struct Peer {
     kind: Kind,
     program: PathBuf,
     directory: PathBuf,
-    tls: bool,
+    tls: Option<Tls>,
     /// Kept from round to round, so that memory after all of them can be read.
     running: Option<Running>,
 }

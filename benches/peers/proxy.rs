@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::grpc::Failure;
 use crate::work::Work;
-use crate::{process, tls};
+use crate::{process, tls, tls::Tls};
 
 /// Longest wait for a process to listen.
 const START_LIMIT: Duration = Duration::from_secs(15);
@@ -67,8 +67,10 @@ impl Kind {
     }
 
     /// Whether it can do this work at all.
-    pub(crate) fn can(self, work: Work, tls: bool) -> bool {
+    pub(crate) fn can(self, work: Work, tls: Option<Tls>) -> bool {
+        let tls = tls.is_some();
         match self {
+            _ if work == Work::Handshakes && !tls => false,
             Self::Thalweg => !(tls && work.is_binding()),
             // It cannot open what it copies.
             Self::Relay => !tls && !work.is_binding(),
@@ -77,8 +79,8 @@ impl Kind {
     }
 
     /// The words in its configuration that set what its listener speaks.
-    fn listener(self, tls: bool) -> &'static str {
-        match (self, tls) {
+    fn listener(self, tls: Option<Tls>) -> &'static str {
+        match (self, tls.is_some()) {
             (Self::Thalweg, true) => {
                 r#", tls: {certificates: [{cert: "{directory}/server.pem", key: "{directory}/server.key"}]}"#
             }
@@ -87,10 +89,32 @@ impl Kind {
             }
             (Self::Envoy, false) => "null",
             (Self::Nginx, true) => {
-                "ssl http2; ssl_certificate {directory}/server.pem; ssl_certificate_key {directory}/server.key"
+                "ssl http2; ssl_protocols TLSv1.3; ssl_certificate {directory}/server.pem; ssl_certificate_key {directory}/server.key"
             }
             (Self::Nginx, false) => "http2",
             (Self::Haproxy, true) => "ssl crt {directory}/both.pem alpn h2",
+            (Self::Haproxy, false) => "proto h2",
+            (Self::Thalweg, false) | (Self::Relay, _) => "",
+        }
+    }
+
+    /// The words that set what it speaks to the backend, whose certificate it checks.
+    fn dialer(self, tls: Option<Tls>) -> &'static str {
+        match (self, tls == Some(Tls::Both)) {
+            (Self::Thalweg, true) => {
+                r#", tls: {ca: "{directory}/server.pem", server_name: bench.test}"#
+            }
+            (Self::Envoy, true) => {
+                r#"{name: tls, typed_config: {"@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, sni: bench.test, common_tls_context: {alpn_protocols: [h2], validation_context: {trusted_ca: {filename: "{directory}/server.pem"}}}}}"#
+            }
+            (Self::Envoy, false) => "null",
+            (Self::Nginx, true) => {
+                "grpcs://bench; grpc_ssl_name bench.test; grpc_ssl_server_name on; grpc_ssl_verify on; grpc_ssl_protocols TLSv1.3; grpc_ssl_trusted_certificate {directory}/server.pem"
+            }
+            (Self::Nginx, false) => "grpc://bench",
+            (Self::Haproxy, true) => {
+                "ssl verify required ca-file {directory}/server.pem sni str(bench.test) alpn h2"
+            }
             (Self::Haproxy, false) => "proto h2",
             (Self::Thalweg, false) | (Self::Relay, _) => "",
         }
@@ -152,7 +176,7 @@ impl Kind {
         listen: SocketAddr,
         backend: Addresses,
         directory: &Path,
-        tls: bool,
+        tls: Option<Tls>,
     ) -> io::Result<Command> {
         let Addresses { upstream, s3 } = backend;
         let (file, template) = match self {
@@ -164,6 +188,7 @@ impl Kind {
         };
         let config = template
             .replace("{listener}", self.listener(tls))
+            .replace("{dialer}", self.dialer(tls))
             .replace("{listen}", &listen.to_string())
             .replace("{listen_port}", &listen.port().to_string())
             .replace("{upstream}", &upstream.to_string())
@@ -241,16 +266,17 @@ impl Running {
         kind: Kind,
         program: &Path,
         directory: &Path,
-        tls: bool,
+        tls: Option<Tls>,
     ) -> Result<Self, Failure> {
         fs::create_dir_all(directory)?;
-        let certificate = if tls {
+        let certificate = if tls.is_some() {
             tls::write_pair(directory)?;
             Some(directory.join(tls::CERTIFICATE))
         } else {
             None
         };
-        let (backend, addresses) = start_backend().await?;
+        let pair = Some(directory).filter(|_| tls == Some(Tls::Both));
+        let (backend, addresses) = start_backend(pair).await?;
         let address = free_address()?;
         let log = directory.join("stderr");
         let proxy = kind
@@ -315,9 +341,13 @@ impl Running {
     }
 }
 
-async fn start_backend() -> Result<(Child, Addresses), Failure> {
-    let mut backend = process::command(env::current_exe()?)
-        .arg("backend")
+async fn start_backend(pair: Option<&Path>) -> Result<(Child, Addresses), Failure> {
+    let mut command = process::command(env::current_exe()?);
+    command.arg("backend");
+    if let Some(directory) = pair {
+        command.arg("--tls").arg(directory);
+    }
+    let mut backend = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()?;

@@ -191,6 +191,7 @@ fn quantities(work: Work) -> &'static [Quantity] {
     match work {
         Work::Unary
         | Work::PingPong
+        | Work::Handshakes
         | Work::BindingPingPongPlain
         | Work::BindingPingPongDapr
         | Work::BindingPingPongComponent => &[
@@ -295,6 +296,7 @@ impl Row {
     fn title(self) -> String {
         let what = match self.quantity {
             Quantity::CpuMicros if self.after == Some(Work::Unary) => "CPU us a call",
+            Quantity::CpuMicros if self.after == Some(Work::Handshakes) => "CPU us a connection",
             Quantity::CpuMicros => "CPU us a message",
             Quantity::CpuPerGigabyte => "CPU s a GB",
             Quantity::MedianMicros => "p50 us",

@@ -35,6 +35,8 @@ pub(crate) enum Work {
     IdleStreams,
     /// 3,000 connections with one silent stream each
     IdleConnections,
+    /// 1,000 connections, one after the other, with a full handshake and one call each; only with `--tls`
+    Handshakes,
     /// As `upload`, with the messages of a binding, on a plain route
     BindingUploadPlain,
     /// The same through a binding that leads to another runtime
@@ -84,7 +86,8 @@ impl Work {
     /// Those that nobody minds to run.
     pub(crate) fn usual() -> Vec<Self> {
         let all = Self::value_variants().iter().copied();
-        all.filter(|work| !work.is_object()).collect()
+        all.filter(|work| !work.is_object() && *work != Self::Handshakes)
+            .collect()
     }
 
     /// Its name on the command line and in the table.
@@ -97,6 +100,7 @@ impl Work {
             Self::Uploads80 => "uploads80",
             Self::IdleStreams => "idle_streams",
             Self::IdleConnections => "idle_connections",
+            Self::Handshakes => "handshakes",
             Self::BindingUploadPlain => "binding_upload_plain",
             Self::BindingUploadDapr => "binding_upload_dapr",
             Self::BindingUploadComponent => "binding_upload_component",
@@ -131,6 +135,7 @@ impl Work {
             Self::Uploads80 => (8, 10, scaled(400, scale)),
             Self::IdleStreams => (scaled(100, scale), 100, 1),
             Self::IdleConnections => (scaled(3_000, scale), 1, 1),
+            Self::Handshakes => (scaled(1_000, scale), 1, 1),
             Self::BindingFile
             | Self::BindingFileHttp
             | Self::ObjectPlain
