@@ -16,15 +16,17 @@
 //! | [`status`] | gRPC codes, from and to HTTP and HTTP/2 resets; `grpc-message` |
 //! | [`deadline`] | `grpc-timeout`, read and written |
 //! | [`bindings`] | the messages of output bindings, and how payload is wrapped in them |
+//! | [`health`] | the messages of gRPC's health checks |
 //! | [`method`] | `/package.Service/Method`, and which content types are gRPC |
 //!
-//! `tests/chunking.rs` holds the properties, `fuzz/` a fuzz target for each parser. `schema/` has the messages of bindings
+//! `tests/chunking.rs` holds the properties, `fuzz/` a fuzz target for each parser. `schema/` has the messages of bindings and of health checks
 //! for those who generate code from them.
 
 pub mod bindings;
 pub mod deadline;
 pub mod field;
 pub mod frame;
+pub mod health;
 pub mod method;
 pub mod status;
 

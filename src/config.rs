@@ -68,6 +68,8 @@ pub struct Config {
     pub workers: usize,
     /// How long open streams may go on after the order to stop.
     pub drain_timeout: Duration,
+    /// The proxy's own health service, unless it is switched off.
+    pub health_service: Option<HealthService>,
     /// What metrics with Dapr's names say in Dapr's labels.
     pub dapr: Dapr,
     /// Where clients connect; at least one.
@@ -95,6 +97,13 @@ pub struct Admin {
     pub address: SocketAddr,
     /// The bearer token that requests must carry. Always there if the address is not loopback.
     pub token: Option<String>,
+}
+
+/// The proxy's own `grpc.health.v1.Health`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HealthService {
+    /// Streams of `Watch` open at once.
+    pub max_watchers: usize,
 }
 
 /// A port for clients.
@@ -378,6 +387,12 @@ impl fmt::Debug for Admin {
 }
 
 // === the defaults; `raw` tells why ===
+
+impl Default for HealthService {
+    fn default() -> Self {
+        Self { max_watchers: 1000 }
+    }
+}
 
 impl Default for ListenerTimeouts {
     fn default() -> Self {

@@ -33,7 +33,7 @@
 //!    stream becomes one task, which owns all that the stream holds on both sides.
 //! 5. `respond` is the outermost layer: it turns every error into a gRPC status, or into an HTTP status with a JSON error.
 //!    Nothing else writes a status.
-//! 6. `router` finds the route: the first in the file whose every condition holds. Calls of bindings are recognised before it, and
+//! 6. `router` finds the route: the first in the file whose every condition holds. Behind them all stands `health`, the proxy's own health service. Calls of bindings are recognised before it, and
 //!    take the way that `bindings` tells: whatever the client speaks becomes one form, which the binding's target translates for
 //!    its far side as it passes. A route may send the stream on, after
 //!    its filters, to the routes below it, which match again.
@@ -70,6 +70,7 @@ pub mod config;
 mod eager;
 mod forward;
 mod headers;
+mod health;
 mod listener;
 mod pump;
 mod receive;

@@ -37,6 +37,10 @@ pub(crate) struct Process {
     ends: Mutex<BTreeMap<&'static str, u64>>,
     /// Streams that ended in a panic.
     pub(crate) panics: Count,
+    /// Streams that watch the proxy's own health.
+    pub(crate) health_watchers: Count,
+    /// Those that were one too many.
+    pub(crate) health_watcher_overflows: Count,
     listeners: Mutex<Vec<(String, Arc<ListenerStats>)>>,
     tls: Mutex<Vec<(String, Arc<TlsStats>)>>,
     clusters: Mutex<Vec<(String, Arc<ClusterStats>)>>,
@@ -174,6 +178,12 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 impl Count {
     pub(crate) fn increment(&self) {
         self.0.fetch_add(1, Relaxed);
+    }
+
+    /// Counts one more, unless there are `most` already.
+    pub(crate) fn increment_below(&self, most: u64) -> bool {
+        let more = |count| (count < most).then_some(count + 1);
+        self.0.fetch_update(Relaxed, Relaxed, more).is_ok()
     }
 
     pub(crate) fn decrement(&self) {
@@ -441,6 +451,22 @@ impl Collector for Process {
                 MetricType::Counter,
             )?
             .encode_counter::<NoLabelSet, _, u64>(&self.panics.get(), None)?;
+        encoder
+            .encode_descriptor(
+                "thalweg_health_watchers",
+                "Streams now that watch the proxy's own health",
+                None,
+                MetricType::Gauge,
+            )?
+            .encode_gauge(&self.health_watchers.get())?;
+        encoder
+            .encode_descriptor(
+                "thalweg_health_watcher_overflows",
+                "Streams refused because health_service.max_watchers watched",
+                None,
+                MetricType::Counter,
+            )?
+            .encode_counter::<NoLabelSet, _, u64>(&self.health_watcher_overflows.get(), None)?;
         let mut family = encoder.encode_descriptor(
             "thalweg_proxy_ends",
             "Streams that the proxy ended itself, by the reason that the client was told",

@@ -36,6 +36,7 @@ use crate::{
     bindings::{Aborts, Api, Bindings, Call, Shared},
     config::{Config, Destination, Match},
     forward::Forward,
+    health::Health,
     router::Router,
     serve::{self, Front},
     telemetry::{Process, Telemetry},
@@ -222,9 +223,15 @@ impl Worker {
             };
             below.push((route.matches.clone(), SharedChain::new(chain)));
         }
+        let health = config.health_service.as_ref().map(|settings| {
+            let health = Rc::new(Health::new(settings, drain.clone(), Arc::clone(&process)));
+            let end = service_fn(move |request| Rc::clone(&health).call(request));
+            (Health::matches(), SharedChain::new(Chain::new(end)))
+        });
         let routes = below
             .into_iter()
             .rev()
+            .chain(health)
             .map(|(conditions, chain)| (conditions, Deadline::new(chain)))
             .collect();
         let aborts = Rc::<Aborts>::default();

@@ -17,12 +17,13 @@ use thalweg_proto::bindings::{
     writer::Writer,
 };
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "dapr/proto/common/v1/common.proto",
     "dapr/proto/components/v1/bindings.proto",
     "dapr/proto/components/v1/common.proto",
     "dapr/proto/runtime/v1/binding.proto",
     "dapr/proto/runtime/v1/dapr.proto",
+    "grpc/health/v1/health.proto",
 ];
 
 static SCHEMA: LazyLock<DescriptorPool> = LazyLock::new(|| {

@@ -37,6 +37,9 @@ pub(super) struct Config {
     #[schemars(length(min = 1))]
     pub(super) listeners: Vec<Listener>,
 
+    /// The proxy's own `grpc.health.v1.Health`, on every listener.
+    pub(super) health_service: Option<HealthService>,
+
     /// Labels of the metrics that have Dapr's names.
     pub(super) dapr: Option<Dapr>,
 
@@ -86,6 +89,20 @@ pub(super) struct Drain {
     /// How long open streams may go on after the order to stop; `0s` cuts them at once. Default
     /// `25s`, a little under the 30s after which orchestrators commonly kill.
     pub(super) timeout: Option<Duration>,
+}
+
+/// The proxy's own `grpc.health.v1.Health`. A route that takes its calls comes first.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct HealthService {
+    /// `false` answers these calls with no more than routes do. Default `true`: load balancers and
+    /// probes that speak gRPC ask there, and it tells no more than whether Thalweg takes streams.
+    pub(super) enabled: Option<bool>,
+
+    /// Streams of `Watch` open at once, on all listeners together; further ones are refused. Default
+    /// `1000`, as each costs a stream that only waits.
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub(super) max_watchers: Option<Count>,
 }
 
 /// A port for clients.

@@ -19,8 +19,8 @@ use std::time::Duration;
 use super::environment::Environment;
 use super::report::Report;
 use super::{
-    Address, Admin, BadAddress, Cluster, Config, Http1, Listener, ListenerTimeouts, ServerHttp2,
-    raw,
+    Address, Admin, BadAddress, Cluster, Config, HealthService, Http1, Listener, ListenerTimeouts,
+    ServerHttp2, raw,
 };
 pub(super) use bindings::default_filters;
 use thalweg_filters::units::{self, Count, Size};
@@ -43,6 +43,7 @@ pub(super) fn resolve(raw: raw::Config, env: &Environment<'_>, faults: &mut Repo
             raw.drain.unwrap_or_default().timeout,
             Duration::from_secs(25),
         ),
+        health_service: health_service(&raw.health_service.unwrap_or_default()),
         dapr: bindings::dapr(raw.dapr.unwrap_or_default()),
         listeners,
         bindings,
@@ -53,6 +54,13 @@ pub(super) fn resolve(raw: raw::Config, env: &Environment<'_>, faults: &mut Repo
         routes,
         warnings: Vec::new(),
     }
+}
+
+fn health_service(raw: &raw::HealthService) -> Option<HealthService> {
+    let default = HealthService::default();
+    raw.enabled.unwrap_or(true).then(|| HealthService {
+        max_watchers: raw.max_watchers.map_or(default.max_watchers, Count::usize),
+    })
 }
 
 fn cores() -> usize {

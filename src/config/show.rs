@@ -22,6 +22,10 @@ pub(super) fn config(config: &Config) -> Value {
         "admin": admin(config.admin.as_ref()),
         "workers": config.workers,
         "drain": {"timeout": duration(config.drain_timeout)},
+        "health_service": match &config.health_service {
+            None => json!({"enabled": false}),
+            Some(service) => json!({"enabled": true, "max_watchers": service.max_watchers}),
+        },
         "dapr": {"app_id": config.dapr.app_id, "namespace": config.dapr.namespace},
         "listeners": config.listeners.iter().map(listener).collect::<Value>(),
         "filters": filters(&config.filters),

@@ -8,6 +8,7 @@
 //! | `cli` | what the binary says and how it exits |
 //! | `deadlines` | what `grpc-timeout` promises, and what it tells the upstream |
 //! | `endings` | how streams end when somebody does not keep to the plan |
+//! | `health` | who is asked for its health, and who finds out about that of others |
 //! | `http` | plain HTTP, over every pair of protocols |
 //! | `invoke` | what `thalweg invoke` and `thalweg bindings` promise to those who type them |
 //! | `resets` | what each reset code of one side becomes on the other |
@@ -32,6 +33,7 @@ mod bindings;
 mod cli;
 mod deadlines;
 mod endings;
+mod health;
 mod http;
 mod invoke;
 mod resets;

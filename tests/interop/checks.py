@@ -245,6 +245,7 @@ def through(tally, binary, name, ports, plain):
 
 def checks(tally, proxy, name, plain):
     client(tally, f"grpcio to {name}", [PYTHON, "grpcio_client.py", proxy.address])
+    client(tally, f"grpcio's health client before {name}", [PYTHON, "grpcio_health.py", proxy.address])
     client(tally, f"grpc-js to {name}", ["node", "grpcjs_client.js", proxy.address])
     for check in [
         buf_unary,

@@ -1,0 +1,3 @@
+//! Who is asked for its health, and who finds out about that of others.
+
+mod service;
