@@ -175,8 +175,19 @@ pub struct Http2 {
     pub max_local_resets: usize,
     /// How long a reset stream is remembered.
     pub reset_memory: Duration,
+    /// PINGs to a silent peer.
+    pub keepalive: Keepalive,
     /// Allowance for the overhead of small data frames.
     pub data_frame_budget: usize,
+}
+
+/// PINGs to a silent peer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Keepalive {
+    /// How long nothing comes before a PING is sent; zero is never.
+    pub interval: Duration,
+    /// How long nothing comes after it until the connection is given up.
+    pub timeout: Duration,
 }
 
 /// How HTTP/2 is spoken with a client.
@@ -429,7 +440,17 @@ impl Default for Http2 {
             max_pending_resets: 200,
             max_local_resets: 100_000,
             reset_memory: Duration::from_secs(5),
+            keepalive: Keepalive::default(),
             data_frame_budget: 2 << 20,
+        }
+    }
+}
+
+impl Default for Keepalive {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_secs(5 * 60),
+            timeout: Duration::from_secs(60),
         }
     }
 }

@@ -10,6 +10,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use h2::{FlowControl, Reason, RecvStream};
@@ -24,9 +25,15 @@ use thalweg_proto::status::{Code, reset_name};
 #[derive(Clone, Debug)]
 pub(crate) enum Sender {
     Client,
-    /// An endpoint of the cluster with this label.
-    Upstream(Arc<str>),
+    Upstream {
+        /// What messages call its cluster.
+        label: Arc<str>,
+        silence: Silence,
+    },
 }
+
+/// How long the peer of a connection has left a PING without an answer, once it was given up for that.
+pub(crate) type Silence = Rc<Cell<Option<Duration>>>;
 
 struct Received {
     /// There until it is dropped.
@@ -171,7 +178,7 @@ impl Sender {
                 };
                 Error::new(Code::Cancelled, "client_cancelled", Side::Client, message)
             }
-            Self::Upstream(label) => match reset {
+            Self::Upstream { label, silence } => match reset {
                 Some(reason) => Error::new(
                     Code::from_reset(reason.into()),
                     "upstream_reset",
@@ -189,12 +196,20 @@ impl Sender {
                     ),
                 )
                 .with_http_status(502),
-                None => Error::new(
-                    Code::Unavailable,
-                    "upstream_lost",
-                    Side::Upstream,
-                    format!("{label}: the connection to the upstream was lost"),
-                )
+                None => match silence.get() {
+                    Some(limit) => Error::new(
+                        Code::Unavailable,
+                        "upstream_keepalive_timeout",
+                        Side::Upstream,
+                        format!("{label}: the upstream left a PING without an answer for {limit:?} (http2.keepalive.timeout)"),
+                    ),
+                    None => Error::new(
+                        Code::Unavailable,
+                        "upstream_lost",
+                        Side::Upstream,
+                        format!("{label}: the connection to the upstream was lost"),
+                    ),
+                }
                 .with_http_status(502),
             },
         }

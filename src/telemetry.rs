@@ -58,6 +58,7 @@ pub(crate) struct ListenerStats {
     pub(crate) preface_timeouts: Count,
     pub(crate) first_headers_timeouts: Count,
     pub(crate) stalls: Count,
+    pub(crate) keepalive_timeouts: Count,
     /// Connections that ended with an error of the protocol or of the socket.
     pub(crate) errors: Count,
     /// Connections under TLS to a listener that has none.
@@ -91,6 +92,7 @@ pub(crate) struct ClusterStats {
     pub(crate) pending_overflows: Count,
     pub(crate) retired: Count,
     pub(crate) stalls: Count,
+    pub(crate) keepalive_timeouts: Count,
     pub(crate) stalled_streams: Count,
 }
 
@@ -207,7 +209,7 @@ impl fmt::Debug for Count {
 
 type Reading<S> = (&'static str, &'static str, MetricType, fn(&S) -> &Count);
 
-const LISTENER: [Reading<ListenerStats>; 9] = [
+const LISTENER: [Reading<ListenerStats>; 10] = [
     (
         "connections_accepted",
         "Connections accepted",
@@ -249,6 +251,12 @@ const LISTENER: [Reading<ListenerStats>; 9] = [
         "Connections that took no bytes for timeouts.stall",
         MetricType::Counter,
         |stats| &stats.stalls,
+    ),
+    (
+        "keepalive_timeouts",
+        "Connections that left a PING without an answer for http2.keepalive.timeout",
+        MetricType::Counter,
+        |stats| &stats.keepalive_timeouts,
     ),
     (
         "connection_errors",
@@ -315,7 +323,7 @@ const TLS: [Reading<TlsStats>; 8] = [
     ),
 ];
 
-const CLUSTER: [Reading<ClusterStats>; 10] = [
+const CLUSTER: [Reading<ClusterStats>; 11] = [
     (
         "connections",
         "Connections open now",
@@ -372,6 +380,12 @@ const CLUSTER: [Reading<ClusterStats>; 10] = [
         "Connections that took no bytes for the cluster's stall",
         MetricType::Counter,
         |stats| &stats.stalls,
+    ),
+    (
+        "keepalive_timeouts",
+        "Connections that left a PING without an answer for http2.keepalive.timeout",
+        MetricType::Counter,
+        |stats| &stats.keepalive_timeouts,
     ),
 ];
 

@@ -68,6 +68,8 @@ struct Shared {
     batched: bool,
     /// Bytes that the codec has taken since the last drain.
     turn: usize,
+    /// Bytes that have come from the wire.
+    read: u64,
 }
 
 /// What the first bytes of a connection say.
@@ -89,6 +91,7 @@ impl Transport {
             outbox: Outbox::default(),
             batched: false,
             turn: 0,
+            read: 0,
         })))
     }
 
@@ -145,6 +148,11 @@ impl Transport {
         progress.map(|written| written + shared.wire.sealed_written())
     }
 
+    /// A number that grows with every byte that comes.
+    pub(crate) fn read_progress(&self) -> u64 {
+        self.look().read
+    }
+
     fn shared(&self) -> RefMut<'_, Shared> {
         self.0.borrow_mut()
     }
@@ -158,12 +166,13 @@ impl Shared {
     /// Reads once into the inbox.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let Self { wire, inbox, .. } = self;
-        let (read, result) = inbox.fill_with(|room| {
+        let (count, result) = inbox.fill_with(|room| {
             let mut room = ReadBuf::new(room);
             let result = wire.poll_read(cx, &mut room);
             (room.filled().len(), result)
         });
-        result.map_ok(|()| read)
+        self.read += count as u64;
+        result.map_ok(|()| count)
     }
 }
 

@@ -1018,6 +1018,28 @@ fn tls_files_that_are_no_good_are_told() {
 }
 
 #[test]
+fn pings_that_grpc_servers_do_not_permit_are_a_warning_and_none_are_not() {
+    let with = |keys: &str| {
+        let keepalive = format!("http2: {{keepalive: {{{keys}}}}}");
+        format!("{MINIMAL}clusters: {{web: {{endpoints: [127.0.0.1:8000], {keepalive}}}}}\n")
+    };
+    let often = accepted(&with("interval: 1m")).warnings;
+
+    let [warning] = often.as_slice() else {
+        panic!("{often:?}")
+    };
+    assert!(
+        warning.contains("clusters.web.http2.keepalive.interval: "),
+        "{warning}"
+    );
+    for keys in ["interval: 0s", "interval: 5m", "timeout: 1s"] {
+        let config = accepted(&with(keys));
+        assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+        assert_eq!(accepted(&config.to_json().to_string()), config);
+    }
+}
+
+#[test]
 fn certificate_that_no_client_will_get_is_a_warning() {
     let folder = certificates();
     let dir = folder.path().display();

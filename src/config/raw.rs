@@ -292,10 +292,28 @@ pub(super) struct Http2 {
     #[schemars(extend("minimum" = 1))]
     pub(super) reset_memory: Option<Duration>,
 
+    /// PINGs, by which a peer is found that is gone without a word.
+    pub(super) keepalive: Option<Keepalive>,
+
     /// Allowance for the overhead of small data frames; beyond, the connection ends, as whoever
     /// sends a byte a frame costs more than he says. Default half of `connection_window`.
     #[schemars(range(min = 1, max = 2_147_483_647))]
     pub(super) data_frame_budget: Option<Size>,
+}
+
+/// PINGs, by which a peer is found that is gone without a word.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Keepalive {
+    /// How long nothing comes from the peer before it is sent a PING; `0s` is never. The PING goes out
+    /// after one to two such waits. Clients are asked at any time, upstreams only while streams
+    /// are open. Default `5m`, what gRPC servers permit: they send away those who ask more often.
+    pub(super) interval: Option<Duration>,
+
+    /// How long nothing comes after that until the connection is given up; whatever comes is an
+    /// answer. Default `60s`, as long as a peer may stall: one that is merely busy is back by then.
+    #[schemars(extend("minimum" = 1))]
+    pub(super) timeout: Option<Duration>,
 }
 
 /// A set of interchangeable endpoints.

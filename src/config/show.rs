@@ -115,6 +115,10 @@ fn http2(http2: &Http2) -> Value {
         "max_pending_resets": http2.max_pending_resets,
         "max_local_resets": http2.max_local_resets,
         "reset_memory": duration(http2.reset_memory),
+        "keepalive": {
+            "interval": duration(http2.keepalive.interval),
+            "timeout": duration(http2.keepalive.timeout),
+        },
         "data_frame_budget": size(http2.data_frame_budget),
     })
 }

@@ -56,7 +56,7 @@ pub(crate) async fn exchange(
             parts.headers.insert(GRPC_TIMEOUT, value);
         }
     }
-    let sender = Sender::Upstream(cluster.label.clone());
+    let sender = lease.sender(&cluster.label);
     let (response, sink) = lease
         .open(Request::from_parts(parts, ()), done)
         .map_err(|error| sender.error(error))?;
@@ -164,7 +164,7 @@ impl Exchange {
             }
             Err(Stop::Stalled(limit)) => {
                 self.reset(Reason::CANCEL);
-                let Sender::Upstream(label) = &self.sender else {
+                let Sender::Upstream { label, .. } = &self.sender else {
                     unreachable!("an exchange is with an upstream")
                 };
                 let message =

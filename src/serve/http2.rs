@@ -10,11 +10,11 @@ use std::{
     pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
 };
 
 use h2::{
-    Ping, PingPong, Reason, RecvStream,
+    PingPong, Reason, RecvStream,
     server::{self, SendResponse},
 };
 use http::{Request, Response, Version};
@@ -27,6 +27,7 @@ use tokio::{
 
 use crate::{
     config::ServerHttp2,
+    keepalive::{self, Keepalive},
     pump::{Intake, Pump, Stop},
     receive::{self, Sender, Unread},
     serve::{Client, Front, LINGER, LINGER_BYTES, answer, drained, stream_context},
@@ -58,6 +59,7 @@ pub(super) async fn serve(
         transport,
         client,
         stall: StallWatch::new(front.settings.timeouts.stall),
+        keepalive: Keepalive::new(&front.settings.http2.http2.keepalive),
         first_headers: Some(Box::pin(sleep(front.settings.timeouts.first_headers))),
         drain: Some(Box::pin(drained(Rc::clone(&worker)))),
         drain_polled: false,
@@ -77,6 +79,7 @@ struct Drive<D> {
     transport: Transport,
     client: Client,
     stall: StallWatch,
+    keepalive: Keepalive,
     /// Until the first request.
     first_headers: Option<Pin<Box<Sleep>>>,
     /// Polled once, to leave the task's waker there, and again only when there is news.
@@ -119,13 +122,18 @@ impl<D: Future<Output = ()>> Drive<D> {
         if let Poll::Ready(Err(error)) = self.transport.poll_drain(cx) {
             return Poll::Ready(Err(error));
         }
-        self.stall.poll(cx, &self.transport).map(|()| {
+        let read = self.transport.read_progress();
+        let ping = || keepalive::ping(&mut self.ping.borrow_mut());
+        let late = if self.stall.poll(cx, &self.transport).is_ready() {
             self.front.stats.stalls.increment();
-            Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                "the client took no bytes for timeouts.stall",
-            ))
-        })
+            "the client took no bytes for timeouts.stall"
+        } else if self.keepalive.poll(cx, read, true, ping).is_ready() {
+            self.front.stats.keepalive_timeouts.increment();
+            "the client left a PING without an answer for http2.keepalive.timeout"
+        } else {
+            return Poll::Pending;
+        };
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, late)))
     }
 
     fn drains(&mut self, cx: &mut Context<'_>) -> bool {
@@ -226,10 +234,8 @@ async fn linger(mut pump: Pump, unread: Unread, ping: &RefCell<PingPong>) {
         Poll::Pending => unread.poll_discard(cx, &mut left),
     });
     let _ = timeout(LINGER, reading).await;
-    // curl 7.88 ends such an upload, and then sleeps until one more frame comes. Fails while the last one is not answered.
-    let mut ping = ping.borrow_mut();
-    let _ = ping.poll_pong(&mut Context::from_waker(Waker::noop()));
-    let _ = ping.send_ping(Ping::opaque());
+    // curl 7.88 ends such an upload, and then sleeps until one more frame comes.
+    keepalive::ping(&mut ping.borrow_mut());
 }
 
 async fn send_body(pump: &mut Pump, context: &StreamContext) {

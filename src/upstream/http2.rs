@@ -21,7 +21,7 @@ use std::{
 };
 
 use futures_util::{FutureExt as _, task::noop_waker_ref};
-use h2::{SendStream, client};
+use h2::{PingPong, SendStream, client};
 use http::Request;
 use thalweg_filters::Error;
 use tokio::{
@@ -32,6 +32,8 @@ use tokio::{
 
 use crate::{
     config::Address,
+    keepalive::{self, Keepalive},
+    receive::{Sender, Silence},
     stall::{Stall, StallWatch, Stalled},
     transport::{Payload, Transport, driven},
     upstream::{
@@ -70,6 +72,7 @@ struct Connection {
     stalled: Rc<Stalled>,
     /// A stream was opened or ended since this was last looked at.
     used: Cell<bool>,
+    silence: Silence,
 }
 
 /// The right to open one stream, and its place on the connection for as long as it is open.
@@ -175,16 +178,18 @@ impl Pool {
         let opened = timeout(wait, async {
             let transport = Transport::new(connect(&self.address).await?);
             transport.batch();
-            let (sender, connection) = driven(
+            let (sender, mut connection) = driven(
                 transport.clone(),
                 self.builder().handshake(transport.clone()),
             )
             .await?
             .map_err(io::Error::other)?;
             let mut driver = Driver {
+                ping: connection.ping_pong().expect("it is taken once"),
                 connection,
                 transport,
                 stall: StallWatch::new(self.shared.settings.stall),
+                keepalive: Keepalive::new(&self.shared.settings.http2.keepalive),
             };
             driver.settings().await?;
             Ok::<_, io::Error>((sender, driver))
@@ -200,6 +205,7 @@ impl Pool {
                     limit: Cell::new(0),
                     stalled: Rc::new(Stalled::new(Arc::clone(&self.shared.stats))),
                     used: Cell::new(true),
+                    silence: Silence::default(),
                 });
                 self.state
                     .borrow_mut()
@@ -356,6 +362,14 @@ impl Lease {
         Stall::new(limit).marking(Rc::clone(&self.connection.stalled), after)
     }
 
+    /// Who sends the answers, for a cluster that messages call `label`.
+    pub(crate) fn sender(&self, label: &Arc<str>) -> Sender {
+        Sender::Upstream {
+            label: Arc::clone(label),
+            silence: Rc::clone(&self.connection.silence),
+        }
+    }
+
     /// Most headers that an answer may have.
     pub(crate) fn max_headers(&self) -> usize {
         self.pool.shared.settings.http2.max_headers
@@ -387,8 +401,10 @@ impl Drop for Lease {
 /// Drives one connection: reading, writing, and the limits that change on the way.
 struct Driver {
     connection: client::Connection<Transport, Payload>,
+    ping: PingPong,
     transport: Transport,
     stall: StallWatch,
+    keepalive: Keepalive,
 }
 
 impl Driver {
@@ -429,6 +445,11 @@ impl Driver {
                 return Poll::Ready(());
             }
             let Some(connection) = connection.upgrade() else { return Poll::Pending };
+            if self.poll_silence(cx, &connection).is_ready() {
+                pool.shared.stats.keepalive_timeouts.increment();
+                connection.silence.set(Some(pool.shared.settings.http2.keepalive.timeout));
+                return Poll::Ready(());
+            }
             let limit = self.connection.max_concurrent_send_streams().min(most);
             if connection.limit.replace(limit) < limit {
                 pool.serve_waiting();
@@ -445,6 +466,21 @@ impl Driver {
             Poll::Pending
         })
         .await;
+    }
+
+    /// Ready when the peer has left a PING without an answer. It is asked only while streams are open: gRPC's servers send
+    /// away those who ask without.
+    fn poll_silence(&mut self, cx: &mut Context<'_>, connection: &Connection) -> Poll<()> {
+        let Self {
+            keepalive,
+            transport,
+            ping,
+            ..
+        } = self;
+        let wanted = connection.active.get() > 0;
+        keepalive.poll(cx, transport.read_progress(), wanted, || {
+            keepalive::ping(ping);
+        })
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -19,6 +19,7 @@ impl Resolve<'_> {
         let http2 = raw.http2.unwrap_or_default();
         let streams = pool.max_streams_per_connection;
         let windows = self.upstream_windows(&http2, streams, &format!("{path}.http2"));
+        self.pings_to_upstreams(&http2, &format!("{path}.http2"));
         Cluster {
             label: format!("cluster {name}"),
             name,

@@ -1,7 +1,7 @@
 //! HTTP/2 and its windows, which bound each other.
 
 use super::{Resolve, or};
-use crate::config::{Http2, raw};
+use crate::config::{Http2, Keepalive, raw};
 use thalweg_filters::units::{Count, Size, Unit};
 
 /// The largest window HTTP/2 knows.
@@ -33,6 +33,19 @@ impl Resolve<'_> {
         let stream = stream_window(raw);
         let least = stream * u64::from(streams.min(STALLED_STREAMS_MIN));
         self.windows(raw, least, stream * u64::from(streams), path)
+    }
+
+    /// A PING more often than gRPC's servers permit by default ends the connection that it should keep.
+    pub(super) fn pings_to_upstreams(&mut self, raw: &raw::Http2, path: &str) {
+        let Keepalive { interval, .. } = keepalive(raw.keepalive.as_ref());
+        let permitted = Keepalive::default().interval;
+        if !interval.is_zero() && interval < permitted {
+            self.faults.warn(
+                &format!("{path}.keepalive.interval"),
+                "gRPC servers permit a PING every 5m by default, and end the connections of those who send more",
+                "write `5m` or more, unless the upstreams are set to permit this",
+            );
+        }
     }
 
     fn windows(&mut self, raw: &raw::Http2, least: u64, default: u64, path: &str) -> Windows {
@@ -97,7 +110,16 @@ pub(super) fn resolve(raw: &raw::Http2, (stream_window, connection_window): Wind
             .max_local_resets
             .map_or(default.max_local_resets, Count::usize),
         reset_memory: or(raw.reset_memory, default.reset_memory),
+        keepalive: keepalive(raw.keepalive.as_ref()),
         data_frame_budget: (raw.data_frame_budget)
             .map_or(connection_window as usize / 2, Size::usize),
+    }
+}
+
+fn keepalive(raw: Option<&raw::Keepalive>) -> Keepalive {
+    let default = Keepalive::default();
+    Keepalive {
+        interval: or(raw.and_then(|it| it.interval), default.interval),
+        timeout: or(raw.and_then(|it| it.timeout), default.timeout),
     }
 }
