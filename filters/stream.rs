@@ -25,6 +25,7 @@ struct Inner {
     started_at: Instant,
     deadline: Option<Instant>,
     verdict: OnceLock<Error>,
+    dismissal: OnceLock<Error>,
     watcher: AtomicWaker,
     cancel_code: AtomicU32,
 }
@@ -46,6 +47,7 @@ impl StreamContext {
                 started_at,
                 deadline,
                 verdict: OnceLock::new(),
+                dismissal: OnceLock::new(),
                 watcher: AtomicWaker::new(),
                 cancel_code: AtomicU32::new(h2::Reason::CANCEL.into()),
             }),
@@ -98,6 +100,20 @@ impl StreamContext {
         self.inner.verdict.get()
     }
 
+    /// Ends the stream from anywhere, with `error` as its status, but behind the messages that are on their way. The first
+    /// dismissal counts, and an abort goes before it.
+    pub fn dismiss(&self, error: Error) {
+        if self.inner.dismissal.set(error).is_ok() {
+            self.inner.watcher.wake();
+        }
+    }
+
+    /// Why the stream is to end behind its current messages, if it is. Whoever has polled [`Self::poll_aborted`] is woken when
+    /// this changes.
+    pub fn dismissed(&self) -> Option<&Error> {
+        self.inner.dismissal.get()
+    }
+
     /// Notes the code with which the client reset the stream, to be passed on to the upstream.
     pub fn set_cancel_code(&self, code: h2::Reason) {
         // "No error" from a client that leaves in the middle is a cancel all the same.
@@ -135,6 +151,21 @@ mod tests {
 
         assert!(watch.is_woken());
         assert_eq!(tokio_test::assert_ready!(watch.poll()).reason(), "drain");
+    }
+
+    #[tokio::test]
+    async fn first_dismissal_counts_and_wakes() {
+        let error = |reason| Error::new(Code::Unavailable, reason, Side::Proxy, "later");
+        let stream = StreamContext::new(Protocol::Grpc, Instant::now(), None);
+        let mut watch = tokio_test::task::spawn(std::future::poll_fn(|cx| stream.poll_aborted(cx)));
+        tokio_test::assert_pending!(watch.poll());
+
+        stream.dismiss(error("max_age"));
+        stream.dismiss(error("drain"));
+
+        assert!(watch.is_woken());
+        assert_eq!(stream.dismissed().map(Error::reason), Some("max_age"));
+        tokio_test::assert_pending!(watch.poll());
     }
 
     #[tokio::test]

@@ -124,6 +124,19 @@ impl FrameInspector {
         }
     }
 
+    /// Takes the next chunk of the body up to the end of the current message, and says how many bytes that is: none between
+    /// messages, and all of them if the message goes on behind the chunk.
+    pub fn finish(&mut self, chunk: &[u8]) -> Result<usize, FrameError> {
+        let mut at = 0;
+        while !self.is_at_boundary() {
+            match self.step(chunk, &mut at) {
+                Some(event) => event?,
+                None => break,
+            };
+        }
+        Ok(at)
+    }
+
     /// Whole messages seen so far.
     pub fn messages(&self) -> u64 {
         self.messages
@@ -254,6 +267,38 @@ mod tests {
             compressed: false,
             length,
         }))
+    }
+
+    #[test]
+    fn finish_takes_no_more_than_the_current_message() {
+        let mut inspector = FrameInspector::new();
+        assert_eq!(inspector.finish(&[0, 0, 0, 0, 1]), Ok(0), "none has begun");
+
+        assert_eq!(inspector.count(&[0, 0, 0]), Ok(0));
+        assert_eq!(inspector.finish(&[0]), Ok(1), "within a head");
+        assert_eq!(inspector.finish(&[3, b'a']), Ok(2), "within a payload");
+        assert_eq!(inspector.finish(b"bcdef"), Ok(2));
+
+        assert!(inspector.is_at_boundary());
+        assert_eq!(inspector.messages(), 1);
+    }
+
+    #[test]
+    fn finish_ends_a_message_without_payload_with_its_head() {
+        let mut inspector = FrameInspector::new();
+        assert_eq!(inspector.count(&[0, 0, 0, 0]), Ok(0));
+
+        assert_eq!(inspector.finish(&[0, 1, 2]), Ok(1));
+        assert!(inspector.is_at_boundary());
+    }
+
+    #[test]
+    fn body_that_is_no_grpc_body_has_no_boundary_to_finish_at() {
+        let mut inspector = FrameInspector::new();
+        assert_eq!(inspector.count(b"<html>"), Err(FrameError::BadFlag(b'<')));
+
+        assert_eq!(inspector.finish(b"more"), Err(FrameError::BadFlag(b'<')));
+        assert!(!inspector.is_at_boundary());
     }
 
     #[test]

@@ -3,10 +3,11 @@
 //! | path | answer |
 //! |---|---|
 //! | `/livez` | 200 while the process runs |
-//! | `/readyz` | 200 while it takes new streams, 503 once it drains |
+//! | `/readyz` | 200 while it takes new streams, 503 once it is to end |
 //! | `/metrics` | all counters, as Prometheus reads them |
 //! | `/config` | the configuration as it was resolved, secrets hidden |
 //! | `/bindings` | the bindings that it serves now, and what they can do, as JSON |
+//! | `POST /drain` | 202; the proxy stops as after SIGTERM |
 //!
 //! With a token in the configuration, all but the two probes want it as `Authorization: Bearer TOKEN`.
 
@@ -36,6 +37,7 @@ use tokio::{
 use crate::{
     bindings::{self, Components},
     config::{Admin, Config},
+    drain::{Phase, advance},
     telemetry::Telemetry,
 };
 
@@ -44,12 +46,14 @@ const MAX_CONNECTIONS: usize = 256;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_ACCEPT: Duration = Duration::from_millis(100);
 
+const TEXT: &str = "text/plain; charset=utf-8";
+
 struct Endpoints {
     registry: Registry,
     config: Arc<Config>,
     components: Arc<Components>,
     token: Option<String>,
-    drain: watch::Receiver<bool>,
+    phases: watch::Sender<Phase>,
 }
 
 /// Binds the address and serves it for as long as the process lives.
@@ -58,7 +62,7 @@ pub(crate) fn start(
     config: &Arc<Config>,
     components: &Arc<Components>,
     telemetry: &Telemetry,
-    drain: watch::Receiver<bool>,
+    phases: watch::Sender<Phase>,
 ) -> io::Result<SocketAddr> {
     let listener = TcpListener::bind(settings.address)?;
     listener.set_nonblocking(true)?;
@@ -68,7 +72,7 @@ pub(crate) fn start(
         config: Arc::clone(config),
         components: Arc::clone(components),
         token: settings.token.clone(),
-        drain,
+        phases,
     };
     thread::Builder::new().name("admin".into()).spawn(
         move || match Builder::new_current_thread()
@@ -121,13 +125,15 @@ async fn serve(listener: TcpListener, endpoints: Arc<Endpoints>) {
 
 impl Endpoints {
     fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        const TEXT: &str = "text/plain; charset=utf-8";
         let path = request.uri().path();
         let probe = matches!(path, "/livez" | "/readyz");
         if !probe && !self.is_allowed(request) {
             let hint =
                 "this address wants the header `Authorization: Bearer TOKEN` (admin.token)\n";
             return answer(StatusCode::UNAUTHORIZED, TEXT, hint);
+        }
+        if path == "/drain" {
+            return self.drain(request);
         }
         if request.method() != Method::GET && request.method() != Method::HEAD {
             return answer(
@@ -138,7 +144,7 @@ impl Endpoints {
         }
         match path {
             "/livez" => answer(StatusCode::OK, TEXT, "alive\n"),
-            "/readyz" if *self.drain.borrow() => {
+            "/readyz" if *self.phases.borrow() >= Phase::Leaving => {
                 answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, "draining\n")
             }
             "/readyz" => answer(StatusCode::OK, TEXT, "ready\n"),
@@ -165,9 +171,25 @@ impl Endpoints {
             _ => answer(
                 StatusCode::NOT_FOUND,
                 TEXT,
-                "there are /livez, /readyz, /metrics, /config and /bindings\n",
+                "there are /livez, /readyz, /metrics, /config, /bindings and POST /drain\n",
             ),
         }
+    }
+
+    fn drain(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        if request.method() != Method::POST {
+            let hint = "only POST is served here\n";
+            return answer(StatusCode::METHOD_NOT_ALLOWED, TEXT, hint);
+        }
+        // Any page in a browser on this machine could send one.
+        if request.headers().contains_key(header::ORIGIN) {
+            let hint = "no page in a browser may ask for this\n";
+            return answer(StatusCode::FORBIDDEN, TEXT, hint);
+        }
+        let phases = self.phases.clone();
+        // Behind the answer, which this turn of the thread still writes.
+        tokio::task::spawn_local(async move { advance(&phases, Phase::Leaving) });
+        answer(StatusCode::ACCEPTED, TEXT, "draining\n")
     }
 
     fn is_allowed(&self, request: &Request<Incoming>) -> bool {

@@ -3,14 +3,15 @@
 //! Everything is bound before anything runs, so that a port in use is told before a single connection is taken, and so that
 //! whoever asked for port 0 can read the real one.
 
-use std::{fmt, io, net::SocketAddr, sync::Arc};
+use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{sync::watch, task::JoinSet, time::sleep};
 
 use crate::{
     admin,
     bindings::{Components, Shared, Stores},
     config::{Address, Config},
+    drain::{Phase, advance, reached},
     listener::Listener,
     serve::Front,
     telemetry::Telemetry,
@@ -29,7 +30,8 @@ pub struct App {
     accepting: JoinSet<()>,
     /// Looks after the components of bindings, and after the files of listeners, until the end.
     supervising: JoinSet<()>,
-    drain: watch::Sender<bool>,
+    phases: watch::Sender<Phase>,
+    drain_delay: Duration,
 }
 
 /// What kept the proxy from starting.
@@ -52,7 +54,7 @@ impl App {
             stores: Arc::new(stores),
         };
         let config = Arc::new(config);
-        let (drain, drains) = watch::channel(false);
+        let phases = watch::Sender::default();
 
         let mut listeners = Vec::new();
         let mut supervising = JoinSet::new();
@@ -108,7 +110,7 @@ impl App {
                     &config,
                     &shared.components,
                     &telemetry,
-                    drains.clone(),
+                    phases.clone(),
                 );
                 Some(started.map_err(|source| StartError {
                     what: what(),
@@ -124,7 +126,7 @@ impl App {
                     Arc::clone(&config),
                     &telemetry,
                     &shared,
-                    drains.clone(),
+                    phases.subscribe(),
                 )
             })
             .collect::<io::Result<_>>()
@@ -136,7 +138,7 @@ impl App {
         supervising.spawn(shared.components.supervise(config.bindings.clone()));
         let mut accepting = JoinSet::new();
         for listener in listeners {
-            accepting.spawn(listener.run(Arc::clone(&workers), drains.clone()));
+            accepting.spawn(listener.run(Arc::clone(&workers), phases.subscribe()));
         }
         Ok(Self {
             listeners: addresses,
@@ -144,13 +146,22 @@ impl App {
             workers,
             accepting,
             supervising,
-            drain,
+            phases,
+            drain_delay: config.drain.delay,
         })
     }
 
-    /// Stops accepting, lets the streams end for as long as `drain.timeout` allows, and returns when all is closed.
+    /// Ready when an operator has asked for the end at the admin endpoint.
+    pub async fn asked_to_drain(&self) {
+        reached(self.phases.subscribe(), Phase::Leaving).await;
+    }
+
+    /// Says that it is no longer ready, stops accepting, lets the streams end for as long as `drain` allows, and returns when all
+    /// is closed.
     pub async fn drain(mut self) {
-        self.drain.send_replace(true);
+        advance(&self.phases, Phase::Leaving);
+        sleep(self.drain_delay).await;
+        advance(&self.phases, Phase::Draining);
         while self.accepting.join_next().await.is_some() {}
         let Ok(workers) = Arc::try_unwrap(self.workers) else {
             return;

@@ -66,8 +66,8 @@ pub struct Config {
     pub admin: Option<Admin>,
     /// Threads that carry streams.
     pub workers: usize,
-    /// How long open streams may go on after the order to stop.
-    pub drain_timeout: Duration,
+    /// How it stops.
+    pub drain: Drain,
     /// The proxy's own health service, unless it is switched off.
     pub health_service: Option<HealthService>,
     /// What metrics with Dapr's names say in Dapr's labels.
@@ -88,6 +88,19 @@ pub struct Config {
     pub routes: Vec<Route>,
     /// What works and is worth a look, as faults are told.
     pub warnings: Vec<String>,
+}
+
+/// How the proxy stops, and how it lets go of streams.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Drain {
+    /// How long connections are still accepted when it has said that it is no longer ready.
+    pub delay: Duration,
+    /// How long open streams may go on after that.
+    pub timeout: Duration,
+    /// How long the current messages of a stream may take that is to end.
+    pub force: Duration,
+    /// The clients of streams that were ended are told to come back at random times within so long.
+    pub spread: Duration,
 }
 
 /// The port of the operator.
@@ -398,6 +411,17 @@ impl fmt::Debug for Admin {
 }
 
 // === the defaults; `raw` tells why ===
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self {
+            delay: Duration::ZERO,
+            timeout: Duration::from_secs(25),
+            force: Duration::from_secs(3),
+            spread: Duration::from_secs(5),
+        }
+    }
+}
 
 impl Default for HealthService {
     fn default() -> Self {

@@ -26,6 +26,7 @@ use tokio::sync::watch;
 
 use crate::{
     config::{HealthService, Match, PathMatch},
+    drain::Phase,
     telemetry::Process,
 };
 
@@ -35,7 +36,7 @@ const REQUEST_MAX: usize = 4 * 1024;
 /// One worker's health service.
 pub(crate) struct Health {
     settings: HealthService,
-    drain: watch::Receiver<bool>,
+    phases: watch::Receiver<Phase>,
     process: Arc<Process>,
 }
 
@@ -44,7 +45,7 @@ struct Watcher {
     health: Rc<Health>,
     service: String,
     told: Option<ServingStatus>,
-    drain: watch::Receiver<bool>,
+    phases: watch::Receiver<Phase>,
     _place: Place,
 }
 
@@ -56,12 +57,12 @@ struct Place(Arc<Process>);
 impl Health {
     pub(crate) fn new(
         settings: &HealthService,
-        drain: watch::Receiver<bool>,
+        phases: watch::Receiver<Phase>,
         process: Arc<Process>,
     ) -> Self {
         Self {
             settings: settings.clone(),
-            drain,
+            phases,
             process,
         }
     }
@@ -135,7 +136,7 @@ impl Health {
             ));
         };
         let watcher = Watcher {
-            drain: self.drain.clone(),
+            phases: self.phases.clone(),
             health: self,
             service,
             told: None,
@@ -151,7 +152,7 @@ impl Health {
     fn status(&self, service: &str) -> ServingStatus {
         if !service.is_empty() {
             ServingStatus::ServiceUnknown
-        } else if *self.drain.borrow() {
+        } else if *self.phases.borrow() >= Phase::Leaving {
             ServingStatus::NotServing
         } else {
             ServingStatus::Serving
@@ -212,7 +213,7 @@ impl Watcher {
     /// The next change, or the end.
     async fn news(&mut self) -> Result<Chunk, Error> {
         loop {
-            let drains = *self.drain.borrow_and_update();
+            let drains = *self.phases.borrow_and_update() == Phase::Draining;
             let status = self.health.status(&self.service);
             if self.told.replace(status) != Some(status) {
                 return Ok(Chunk::from(message(status)));
@@ -220,13 +221,13 @@ impl Watcher {
             if drains {
                 return Err(Error::new(
                     Code::Unavailable,
-                    "draining",
+                    "drain",
                     Side::Proxy,
                     "the proxy drains",
                 ));
             }
             // The sender is gone when the whole proxy is, and this stream with it.
-            let _ = self.drain.changed().await;
+            let _ = self.phases.changed().await;
         }
     }
 }

@@ -15,6 +15,7 @@ use tokio::{
 
 use crate::{
     config::Address,
+    drain::{Phase, reached},
     serve::Front,
     upstream::connect::prepare,
     worker::{Accepted, AcceptedSocket, Handle},
@@ -77,9 +78,9 @@ impl Listener {
     }
 
     /// Accepts until the proxy drains.
-    pub(crate) async fn run(self, workers: Arc<Vec<Handle>>, mut drain: watch::Receiver<bool>) {
+    pub(crate) async fn run(self, workers: Arc<Vec<Handle>>, phases: watch::Receiver<Phase>) {
         let permits = Arc::new(Semaphore::new(self.front.settings.max_connections));
-        let mut drained = pin!(drain.wait_for(|drains| *drains));
+        let mut drained = pin!(reached(phases, Phase::Draining));
         let mut wait = FIRST_WAIT;
         loop {
             let next = async {

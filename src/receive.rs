@@ -16,10 +16,12 @@ use std::{
 use h2::{FlowControl, Reason, RecvStream};
 use http_body::{Frame, SizeHint};
 use thalweg_filters::{
-    Chunk, Error, Side,
+    Chunk, Error, Side, StreamContext,
     body::{Body, Ledger},
 };
 use thalweg_proto::status::{Code, reset_name};
+
+use crate::dismissal::{Progress, Upload};
 
 /// Who sends; it decides how an error of the stream reads.
 #[derive(Clone, Debug)]
@@ -60,7 +62,21 @@ struct Rest {
 
 /// The body that `sender` sends on `stream`.
 pub(crate) fn body(stream: RecvStream, sender: Sender) -> Body {
-    received(stream, sender, None)
+    received(stream, sender, None).map_or_else(Body::empty, Body::new)
+}
+
+/// The messages that a client sends on `stream`, and how far they have come; none of either, if it has ended already.
+pub(crate) fn messages(
+    stream: RecvStream,
+    context: &StreamContext,
+) -> (Body, Option<Rc<Progress>>) {
+    let Some(received) = received(stream, Sender::Client, None) else {
+        return (Body::empty(), None);
+    };
+    let ledger = Arc::clone(&received.ledger);
+    let upload = Upload::new(received, ledger, context.clone());
+    let progress = upload.progress();
+    (Body::new(upload), Some(progress))
 }
 
 /// The body that a client sends on `stream`, and a hold on the stream.
@@ -71,15 +87,16 @@ pub(crate) fn held_body(mut stream: RecvStream) -> (Body, Unread) {
         _stream: stream.flow_control().clone(),
         rest: Rc::clone(&rest),
     };
-    (received(stream, Sender::Client, Some(rest)), unread)
+    let body = received(stream, Sender::Client, Some(rest)).map_or_else(Body::empty, Body::new);
+    (body, unread)
 }
 
-fn received(mut stream: RecvStream, sender: Sender, unread: Option<Rc<Rest>>) -> Body {
+fn received(mut stream: RecvStream, sender: Sender, unread: Option<Rc<Rest>>) -> Option<Received> {
     if stream.is_end_stream() {
-        return Body::empty();
+        return None;
     }
     let ledger = Ledger::http2(stream.flow_control().clone());
-    Body::new(Received {
+    Some(Received {
         stream: Some(stream),
         ledger,
         sender,

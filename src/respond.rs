@@ -5,33 +5,28 @@
 //! | gRPC | headers alone, with `grpc-status`, `grpc-message` and `thalweg-reason` | the same as trailers |
 //! | HTTP | a status with a JSON error and the header `thalweg-reason` | a visible break: a reset, or a chunked body without its end |
 //!
-//! It is also where an abort from outside the stream takes effect.
+//! It is also where an abort or a dismissal from outside the stream takes effect.
 
 use std::{
     future::Future,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body::{Frame, SizeHint};
 use pin_project_lite::pin_project;
-use thalweg_filters::{Body, Chunk, Error, StreamContext, stream::Protocol};
+use thalweg_filters::{Body, Chunk, Error, stream::Protocol};
 use thalweg_proto::status::encode_message;
 
-use crate::telemetry::Process;
+use crate::{dismissal::Exit, telemetry::Process};
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const THALWEG_REASON: HeaderName = HeaderName::from_static("thalweg-reason");
 
 /// The answer to a stream, whatever becomes of it. `answer` is an error when the stream was refused at once.
-pub(crate) fn respond<F>(
-    stream: StreamContext,
-    process: Arc<Process>,
-    answer: Result<F, Error>,
-) -> Responding<F>
+pub(crate) fn respond<F>(exit: Exit, answer: Result<F, Error>) -> Responding<F>
 where
     F: Future<Output = Result<Response<Body>, Error>>,
 {
@@ -42,8 +37,7 @@ where
     Responding {
         answer,
         refused,
-        stream,
-        process,
+        exit: Some(exit),
     }
 }
 
@@ -53,8 +47,8 @@ pin_project! {
         #[pin]
         answer: Option<F>,
         refused: Option<Error>,
-        stream: StreamContext,
-        process: Arc<Process>,
+        // It moves into the response's body.
+        exit: Option<Exit>,
     }
 }
 
@@ -73,21 +67,25 @@ where
                 .take()
                 .map_or(Poll::Pending, |error| Poll::Ready(Err(error))),
         };
+        let exit = this.exit.as_mut();
+        let exit = exit.expect("a future is not polled again when it was ready");
         let answer = match answer {
-            Poll::Pending => ready!(this.stream.poll_aborted(cx).map(Err)),
+            Poll::Pending => ready!(exit.poll(cx).map(Err)),
             Poll::Ready(answer) => answer,
         };
         Poll::Ready(match answer {
-            Ok(response) => response.map(|body| {
-                body.wrap(|inner| Rescued {
-                    inner: Some(inner),
-                    stream: this.stream.clone(),
-                    process: Arc::clone(this.process),
+            Ok(response) => {
+                let exit = this.exit.take();
+                response.map(|body| {
+                    body.wrap(|inner| Rescued {
+                        inner: Some(inner),
+                        exit: exit.expect("it was just there"),
+                    })
                 })
-            }),
+            }
             Err(error) => {
-                note(this.process, &error);
-                refusal(this.stream.protocol(), &error)
+                note(exit.process(), &error);
+                refusal(exit.protocol(), &error)
             }
         })
     }
@@ -103,7 +101,7 @@ pub(crate) fn refusal(protocol: Protocol, error: &Error) -> Response<Body> {
                 header::CONTENT_TYPE,
                 HeaderValue::from_static("application/grpc"),
             );
-            response
+            return response;
         }
         Protocol::Http => {
             let code = format!("ERR_{}", error.reason().to_ascii_uppercase());
@@ -128,12 +126,15 @@ pub(crate) fn refusal(protocol: Protocol, error: &Error) -> Response<Body> {
 }
 
 fn grpc_status(error: &Error) -> HeaderMap {
-    let mut headers = HeaderMap::with_capacity(4);
+    let mut headers = HeaderMap::with_capacity(5);
     headers.insert(GRPC_STATUS, HeaderValue::from_static(error.code().as_str()));
     if let Ok(message) = HeaderValue::from_str(&encode_message(error.message())) {
         headers.insert(GRPC_MESSAGE, message);
     }
     headers.insert(THALWEG_REASON, HeaderValue::from_static(error.reason()));
+    if let Some((name, value)) = error.header() {
+        headers.insert(name, value.clone());
+    }
     headers
 }
 
@@ -146,8 +147,7 @@ fn note(process: &Process, error: &Error) {
 struct Rescued {
     /// `None` once an error has ended it.
     inner: Option<Body>,
-    stream: StreamContext,
-    process: Arc<Process>,
+    exit: Exit,
 }
 
 impl http_body::Body for Rescued {
@@ -158,29 +158,46 @@ impl http_body::Body for Rescued {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Chunk>, Error>>> {
-        let Some(inner) = &mut self.inner else {
+        let this = &mut *self;
+        let Some(inner) = &mut this.inner else {
             return Poll::Ready(None);
         };
-        let error = match Pin::new(inner).poll_frame(cx) {
-            Poll::Ready(Some(Err(error))) => error,
-            Poll::Pending => match self.stream.poll_aborted(cx) {
-                Poll::Ready(error) => error,
-                Poll::Pending => return Poll::Pending,
-            },
-            frame => return frame,
+        let error = loop {
+            if this.exit.has_cut() {
+                break ready!(this.exit.poll(cx));
+            }
+            match Pin::new(&mut *inner).poll_frame(cx) {
+                Poll::Ready(Some(Err(error))) => break error,
+                Poll::Pending => break ready!(this.exit.poll(cx)),
+                Poll::Ready(Some(Ok(frame))) if frame.is_data() => {
+                    let passes = frame
+                        .into_data()
+                        .ok()
+                        .and_then(|chunk| this.exit.pass(chunk));
+                    // One who always has something to say ends too.
+                    if this.exit.is_dismissed()
+                        && let Poll::Ready(error) = this.exit.poll(cx)
+                    {
+                        break error;
+                    }
+                    if let Some(chunk) = passes {
+                        return Poll::Ready(Some(Ok(Frame::data(chunk))));
+                    }
+                }
+                Poll::Ready(end) => return Poll::Ready(end),
+            }
         };
-        self.inner = None;
-        note(&self.process, &error);
-        Poll::Ready(Some(match self.stream.protocol() {
+        this.inner = None;
+        note(this.exit.process(), &error);
+        Poll::Ready(Some(match this.exit.protocol() {
             Protocol::Grpc => Ok(Frame::trailers(grpc_status(&error))),
             Protocol::Http => Err(error),
         }))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner
-            .as_ref()
-            .is_none_or(|inner| inner.is_end_stream())
+        let ends = |inner: &Body| inner.is_end_stream() && !self.exit.has_cut();
+        self.inner.as_ref().is_none_or(ends)
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -17,7 +17,10 @@ use tokio::{
 };
 
 use crate::{
-    config, headers,
+    config,
+    dismissal::Exit,
+    drain::{Phase, reached},
+    headers,
     respond::respond,
     telemetry::ListenerStats,
     tls::{Accepted, Tls},
@@ -165,16 +168,12 @@ async fn linger(mut transport: Transport) {
 fn answer(
     request: Request<Body>,
     stream: StreamContext,
+    exit: Exit,
     client: &Client,
     worker: &Worker,
     most_headers: usize,
 ) -> impl Future<Output = Response<Body>> + use<> {
-    let process = Arc::clone(&worker.process);
-    respond(
-        stream.clone(),
-        process,
-        route(request, stream, client, worker, most_headers),
-    )
+    respond(exit, route(request, stream, client, worker, most_headers))
 }
 
 fn route(
@@ -262,6 +261,5 @@ fn says_grpc(headers: &HeaderMap) -> bool {
 
 /// Ready when the worker begins to drain.
 async fn drained(worker: Rc<Worker>) {
-    // The sender is gone when the whole proxy is.
-    let _ = worker.drain.clone().wait_for(|drains| *drains).await;
+    reached(worker.phases.clone(), Phase::Draining).await;
 }

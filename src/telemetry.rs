@@ -35,6 +35,8 @@ pub(crate) struct Telemetry {
 pub(crate) struct Process {
     /// Streams that the proxy ended itself, by the reason that the client was told.
     ends: Mutex<BTreeMap<&'static str, u64>>,
+    /// Streams that were dismissed, and then cut because a message took longer than `drain.force`.
+    pub(crate) forced_ends: Count,
     /// Streams that ended in a panic.
     pub(crate) panics: Count,
     /// Streams that watch the proxy's own health.
@@ -492,6 +494,14 @@ impl Collector for Process {
                 .encode_family(&[("reason", *reason)])?
                 .encode_counter::<NoLabelSet, _, u64>(count, None)?;
         }
+        encoder
+            .encode_descriptor(
+                "thalweg_forced_ends",
+                "Streams that were cut because their current message took longer than drain.force",
+                None,
+                MetricType::Counter,
+            )?
+            .encode_counter::<NoLabelSet, _, u64>(&self.forced_ends.get(), None)?;
         encode_all(&mut encoder, "listener", &lock(&self.listeners), &LISTENER)?;
         encode_all(&mut encoder, "listener", &lock(&self.tls), &TLS)?;
         encode_all(&mut encoder, "cluster", &lock(&self.clusters), &CLUSTER)?;

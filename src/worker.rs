@@ -6,6 +6,7 @@
 use std::{
     cell::RefCell,
     io,
+    pin::pin,
     rc::Rc,
     sync::{
         Arc,
@@ -18,7 +19,7 @@ use std::{
 
 use http::{Request, Response};
 use thalweg_filters::{
-    Body, Error, Side,
+    Body, Error, Side, StreamContext,
     chain::{Chain, ChainFuture, Surroundings},
     deadline::{Deadline, DeadlineFuture},
 };
@@ -34,7 +35,9 @@ use tower::{Service, service_fn};
 
 use crate::{
     bindings::{Aborts, Api, Bindings, Call, Shared},
-    config::{Config, Destination, Match},
+    config::{Config, Destination, Drain, Match},
+    dismissal::{Exit, Group, Member, Progress},
+    drain::Phase,
     forward::Forward,
     health::Health,
     router::Router,
@@ -52,8 +55,12 @@ pub(crate) struct Worker {
     /// Uploads of bindings that were given up.
     aborts: Rc<Aborts>,
     pub(crate) process: Arc<Process>,
-    pub(crate) drain: watch::Receiver<bool>,
+    pub(crate) phases: watch::Receiver<Phase>,
     load: Arc<Load>,
+    /// All live streams.
+    streams: Rc<Group>,
+    /// How they are let go of.
+    farewell: Rc<Drain>,
 }
 
 /// A chain that the worker's routes lead to, and those of every chain that goes on to the routes below it.
@@ -92,7 +99,10 @@ struct Load {
 }
 
 /// One live stream, on the worker's load.
-pub(crate) struct Live(Rc<Worker>);
+pub(crate) struct Live {
+    worker: Rc<Worker>,
+    _member: Member,
+}
 
 /// Starts a worker's thread.
 pub(crate) fn start(
@@ -100,7 +110,7 @@ pub(crate) fn start(
     config: Arc<Config>,
     telemetry: &Arc<Telemetry>,
     shared: &Shared,
-    drain: watch::Receiver<bool>,
+    phases: watch::Receiver<Phase>,
 ) -> io::Result<Handle> {
     let (sockets, accepted) = mpsc::unbounded_channel();
     let load = Arc::<Load>::default();
@@ -116,9 +126,8 @@ pub(crate) fn start(
             Err(error) => return tracing::error!(%error, "a worker could not start"),
         };
         runtime.block_on(async move {
-            let limit = config.drain_timeout;
-            let worker = Worker::new(&config, &telemetry, &shared, drain, shared_load);
-            run(Rc::new(worker), accepted, limit).await;
+            let worker = Worker::new(&config, &telemetry, &shared, phases, shared_load);
+            run(Rc::new(worker), accepted).await;
         });
     })?;
     Ok(Handle {
@@ -129,11 +138,7 @@ pub(crate) fn start(
 }
 
 /// Serves what is handed over until the sockets end, and then for as long as the drain may last.
-async fn run(
-    worker: Rc<Worker>,
-    mut accepted: mpsc::UnboundedReceiver<Accepted>,
-    drain_timeout: Duration,
-) {
+async fn run(worker: Rc<Worker>, mut accepted: mpsc::UnboundedReceiver<Accepted>) {
     let mut connections = JoinSet::new();
     while let Some(accepted) = accepted.recv().await {
         while connections.try_join_next().is_some() {}
@@ -149,21 +154,13 @@ async fn run(
             serve::connection(socket, Arc::clone(&front), Rc::clone(&worker)).await;
         });
     }
-    if timeout(drain_timeout, async {
-        while connections.join_next().await.is_some() {}
-    })
-    .await
-    .is_err()
-    {
-        tracing::warn!(
-            ?drain_timeout,
-            left = connections.len(),
-            "connections were cut at the end of the drain"
-        );
-    }
+    worker.drain(&mut connections).await;
     connections.shutdown().await;
     worker.aborts.finish().await;
 }
+
+/// How long the last words of streams that were cut may take to leave.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 // === impl Worker ===
 
@@ -172,7 +169,7 @@ impl Worker {
         config: &Config,
         telemetry: &Arc<Telemetry>,
         shared: &Shared,
-        drain: watch::Receiver<bool>,
+        phases: watch::Receiver<Phase>,
         load: Arc<Load>,
     ) -> Self {
         let process = Arc::clone(&telemetry.process);
@@ -224,7 +221,7 @@ impl Worker {
             below.push((route.matches.clone(), SharedChain::new(chain)));
         }
         let health = config.health_service.as_ref().map(|settings| {
-            let health = Rc::new(Health::new(settings, drain.clone(), Arc::clone(&process)));
+            let health = Rc::new(Health::new(settings, phases.clone(), Arc::clone(&process)));
             let end = service_fn(move |request| Rc::clone(&health).call(request));
             (Health::matches(), SharedChain::new(Chain::new(end)))
         });
@@ -243,8 +240,47 @@ impl Worker {
             bindings: api.map(|api| RefCell::new(Deadline::new(api))),
             aborts,
             process,
-            drain,
+            phases,
             load,
+            streams: Rc::default(),
+            farewell: Rc::new(config.drain.clone()),
+        }
+    }
+
+    /// Waits until streams and connections have ended by themselves, then until their current messages have, and no longer.
+    async fn drain(&self, connections: &mut JoinSet<()>) {
+        let Drain {
+            timeout: limit,
+            force,
+            ..
+        } = *self.farewell;
+        let mut end = pin!(async { while connections.join_next().await.is_some() {} });
+        if timeout(limit, &mut end).await.is_ok() {
+            return;
+        }
+        let left = self.streams.len();
+        if left > 0 {
+            tracing::warn!(
+                streams = left,
+                ?limit,
+                "streams are ended behind their current messages (drain.timeout)"
+            );
+            let message = format!(
+                "the proxy stops, and the stream was still open after {limit:?} (drain.timeout)"
+            );
+            self.streams.dismiss(&Error::new(
+                Code::Unavailable,
+                "drain",
+                Side::Proxy,
+                message,
+            ));
+            if timeout(force + LAST_WORDS, end).await.is_err() {
+                tracing::warn!(
+                    streams = self.streams.len(),
+                    ?force,
+                    "connections are cut (drain.force)"
+                );
+            }
         }
     }
 
@@ -264,17 +300,26 @@ impl Worker {
 
     /// Counts a stream on the worker's load while it lives, and its panic if it ends in one. The runtime catches the panic;
     /// the stream's handles, dropped on the way, reset both its sides.
-    pub(crate) fn live(self: &Rc<Self>) -> Live {
+    pub(crate) fn live(self: &Rc<Self>, stream: &StreamContext) -> Live {
         self.load.streams.fetch_add(1, Relaxed);
-        Live(Rc::clone(self))
+        Live {
+            worker: Rc::clone(self),
+            _member: self.streams.join(stream),
+        }
+    }
+
+    /// What ends the stream if it is aborted or dismissed.
+    pub(crate) fn exit(&self, stream: &StreamContext, request: Option<Rc<Progress>>) -> Exit {
+        let (settings, process) = (Rc::clone(&self.farewell), Arc::clone(&self.process));
+        Exit::new(stream.clone(), request, settings, process)
     }
 }
 
 impl Drop for Live {
     fn drop(&mut self) {
-        self.0.load.streams.fetch_sub(1, Relaxed);
+        self.worker.load.streams.fetch_sub(1, Relaxed);
         if thread::panicking() {
-            self.0.process.panics.increment();
+            self.worker.process.panics.increment();
         }
     }
 }
@@ -409,7 +454,7 @@ mod tests {
     }
 
     /// A worker whose routes end in panics, by path: at the call, before the head, within the body; all others answer.
-    fn worker() -> (Rc<Worker>, Arc<Front>, watch::Sender<bool>) {
+    fn worker() -> (Rc<Worker>, Arc<Front>, watch::Sender<Phase>) {
         let yaml = "listeners: [{name: it, address: \"127.0.0.1:0\"}]\n";
         let config = crate::config::parse(yaml, "test.yaml", &|_| None).unwrap();
         let end = service_fn(|request: Request<Body>| {
@@ -434,14 +479,16 @@ mod tests {
         };
         let chain = SharedChain::new(Chain::build(&[], surroundings, end));
         let routes = [(Match::default(), Deadline::new(chain))];
-        let (drain, drains) = watch::channel(false);
+        let (drain, drains) = watch::channel(Phase::Serving);
         let worker = Worker {
             routes: routes.into_iter().collect(),
             bindings: None,
             aborts: Rc::default(),
             process: Arc::default(),
-            drain: drains,
+            phases: drains,
             load: Arc::default(),
+            streams: Rc::default(),
+            farewell: Rc::default(),
         };
         let front = Front {
             settings: config.listeners[0].clone(),

@@ -189,7 +189,7 @@ fn one_listener_is_enough() {
     let config = accepted(MINIMAL);
 
     assert!(config.workers >= 1);
-    assert_eq!(config.drain_timeout, Duration::from_secs(25));
+    assert_eq!(config.drain.timeout, Duration::from_secs(25));
     assert_eq!(config.listeners[0].max_connections, 10_000);
     assert!(config.routes.is_empty());
 }

@@ -58,7 +58,10 @@ async fn run(config: Config) -> ExitCode {
     };
     // Nobody has to read it.
     let _ = write!(io::stdout(), "{welcome}");
-    signals.next().await;
+    tokio::select! {
+        () = signals.next() => {}
+        () = app.asked_to_drain() => {}
+    }
     tracing::info!("draining; a second signal ends it at once");
     tokio::select! {
         () = app.drain() => ExitCode::SUCCESS,

@@ -86,9 +86,24 @@ pub(super) struct Admin {
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Drain {
-    /// How long open streams may go on after the order to stop; `0s` cuts them at once. Default
-    /// `25s`, a little under the 30s after which orchestrators commonly kill.
+    /// How long connections are still accepted after the order to stop, while `/readyz` already
+    /// says that no more should come. Default `0s`, since it is a plain wait for whoever has no load
+    /// balancer; behind one, a little more than the time between two of its probes.
+    pub(super) delay: Option<Duration>,
+
+    /// How long open streams may go on when the listeners have closed. Then they end behind their
+    /// current messages. Default `25s`, a little under the 30s after which orchestrators commonly
+    /// kill.
     pub(super) timeout: Option<Duration>,
+
+    /// How long the current messages of a stream may take when it is to end, here and wherever
+    /// streams are ended between messages; then it is cut. Plain HTTP, which has no messages, has
+    /// this time as well. Default `3s`, which together with `timeout` is still under 30s.
+    pub(super) force: Option<Duration>,
+
+    /// A client whose stream was ended so is told to come back after a random time up to this, in
+    /// `grpc-retry-pushback-ms` or `retry-after`, so that not all come back at once. Default `5s`.
+    pub(super) spread: Option<Duration>,
 }
 
 /// The proxy's own `grpc.health.v1.Health`. A route that takes its calls comes first.

@@ -19,8 +19,8 @@ use std::time::Duration;
 use super::environment::Environment;
 use super::report::Report;
 use super::{
-    Address, Admin, BadAddress, Cluster, Config, HealthService, Http1, Listener, ListenerTimeouts,
-    ServerHttp2, raw,
+    Address, Admin, BadAddress, Cluster, Config, Drain, HealthService, Http1, Listener,
+    ListenerTimeouts, ServerHttp2, raw,
 };
 pub(super) use bindings::default_filters;
 use thalweg_filters::units::{self, Count, Size};
@@ -39,10 +39,7 @@ pub(super) fn resolve(raw: raw::Config, env: &Environment<'_>, faults: &mut Repo
     Config {
         admin,
         workers: raw.workers.map_or_else(cores, Count::usize),
-        drain_timeout: or(
-            raw.drain.unwrap_or_default().timeout,
-            Duration::from_secs(25),
-        ),
+        drain: drain(raw.drain.unwrap_or_default()),
         health_service: health_service(&raw.health_service.unwrap_or_default()),
         dapr: bindings::dapr(raw.dapr.unwrap_or_default()),
         listeners,
@@ -53,6 +50,16 @@ pub(super) fn resolve(raw: raw::Config, env: &Environment<'_>, faults: &mut Repo
         clusters: clusters.into_values().collect(),
         routes,
         warnings: Vec::new(),
+    }
+}
+
+fn drain(raw: raw::Drain) -> Drain {
+    let default = Drain::default();
+    Drain {
+        delay: or(raw.delay, default.delay),
+        timeout: or(raw.timeout, default.timeout),
+        force: or(raw.force, default.force),
+        spread: or(raw.spread, default.spread),
     }
 }
 

@@ -21,7 +21,12 @@ pub(super) fn config(config: &Config) -> Value {
     json!({
         "admin": admin(config.admin.as_ref()),
         "workers": config.workers,
-        "drain": {"timeout": duration(config.drain_timeout)},
+        "drain": {
+            "delay": duration(config.drain.delay),
+            "timeout": duration(config.drain.timeout),
+            "force": duration(config.drain.force),
+            "spread": duration(config.drain.spread),
+        },
         "health_service": match &config.health_service {
             None => json!({"enabled": false}),
             Some(service) => json!({"enabled": true, "max_watchers": service.max_watchers}),

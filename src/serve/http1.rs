@@ -40,10 +40,11 @@ pub(super) async fn serve(
     let asked = Cell::new(false);
     let service = service_fn(|request: Request<Incoming>| {
         asked.set(true);
-        let live = worker.live();
         let context = stream_context(&request);
+        let live = worker.live(&context);
+        let exit = worker.exit(&context, None);
         let request = request.map(|incoming| receive(incoming, window));
-        let answer = answer(request, context, &client, &worker, most_headers);
+        let answer = answer(request, context, exit, &client, &worker, most_headers);
         async move { Ok::<_, Infallible>(finish(answer.await, live)) }
     });
     let mut connection = pin!(

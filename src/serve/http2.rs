@@ -29,7 +29,7 @@ use crate::{
     config::ServerHttp2,
     keepalive::{self, Keepalive},
     pump::{Intake, Pump, Stop},
-    receive::{self, Sender, Unread},
+    receive::{self, Unread},
     serve::{Client, Front, LINGER, LINGER_BYTES, answer, drained, stream_context},
     stall::{Stall, StallWatch},
     transport::{Payload, Transport, driven},
@@ -138,7 +138,7 @@ impl<D: Future<Output = ()>> Drive<D> {
 
     fn drains(&mut self, cx: &mut Context<'_>) -> bool {
         let polled = std::mem::replace(&mut self.drain_polled, true);
-        if polled && !self.worker.drain.has_changed().unwrap_or(true) {
+        if polled && !self.worker.phases.has_changed().unwrap_or(true) {
             return false;
         }
         let begins = |drain: &mut Pin<Box<D>>| drain.as_mut().poll(cx).is_ready();
@@ -184,20 +184,31 @@ async fn stream(
     front: Arc<Front>,
     worker: Rc<Worker>,
 ) {
-    let _live = worker.live();
     let context = stream_context(&request);
+    let _live = worker.live(&context);
     let (parts, body) = request.into_parts();
     // gRPC clients know what a reset after a whole answer means; of others, some lose the answer over it.
-    let (body, unread) = match context.protocol() {
-        Protocol::Grpc => (receive::body(body, Sender::Client), None),
+    let (body, progress, unread) = match context.protocol() {
+        Protocol::Grpc => {
+            let (body, progress) = receive::messages(body, &context);
+            (body, progress, None)
+        }
         Protocol::Http => {
             let (body, unread) = receive::held_body(body);
-            (body, Some(unread))
+            (body, None, Some(unread))
         }
     };
     let request = Request::from_parts(parts, body);
     let most_headers = front.settings.http2.http2.max_headers;
-    let answer = answer(request, context.clone(), &client, &worker, most_headers);
+    let exit = worker.exit(&context, progress);
+    let answer = answer(
+        request,
+        context.clone(),
+        exit,
+        &client,
+        &worker,
+        most_headers,
+    );
     let Some(response) = unless_reset(&mut respond, &context, answer).await else {
         return;
     };

@@ -75,6 +75,33 @@ async fn proxy_that_drains_lives_and_is_not_ready() {
     within("the drain ends", drained).await.unwrap();
 }
 
+/// The right to look does not come with it, and no page that is open in a browser can do it behind its user's back.
+#[tokio::test]
+async fn only_who_may_and_means_to_makes_it_drain() {
+    let upstream = Upstream::start().await;
+    let yaml = format!(
+        "listeners: [{{name: it, address: \"127.0.0.1:0\"}}]\n\
+         clusters: {{main: {{endpoints: [{upstream}]}}}}\n\
+         routes: [{{name: main, cluster: main}}]\n"
+    );
+    let proxy =
+        TestProxy::start_with_admin("{address: \"127.0.0.1:0\", token: sesame}", &yaml).await;
+    let operator = proxy.operator();
+    let token = "authorization: Bearer sesame\r\n";
+    let foreign = format!("{token}origin: https://elsewhere.test\r\n");
+
+    assert_eq!(operator.ask("POST", "/drain", "").await.status, 401);
+    assert_eq!(operator.ask("GET", "/drain", token).await.status, 405);
+    assert_eq!(operator.ask("POST", "/drain", &foreign).await.status, 403);
+    assert_eq!(operator.get("/readyz").await.status, 200);
+
+    assert_eq!(operator.ask("POST", "/drain", token).await.status, 202);
+    within("the proxy is no longer ready", async {
+        while operator.get("/readyz").await.status != 503 {}
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn unknown_paths_and_methods_are_refused() {
     let proxy = Yaml::to(nobody().await).start().await;

@@ -284,6 +284,24 @@ async fn signal_lets_streams_end_and_exits_with_success() {
 }
 
 #[tokio::test]
+async fn operator_lets_streams_end_as_a_signal_does() {
+    let mut upstream = Upstream::start().await;
+    let mut proxy = Running::start(&to(&upstream)).await;
+    let client = connect(&proxy).await;
+    let mut call = client.call(ECHO, &[]).await;
+    let mut running = upstream.call().await;
+
+    let reply = proxy.operator.ask("POST", "/drain", "").await;
+    proxy.says("draining").await;
+    running.finish_with(200, &[("grpc-status", "0")]);
+
+    assert_eq!(reply.status, 202);
+    assert_eq!(call.answer().await.code(), thalweg_proto::status::Code::Ok);
+    let (status, _) = proxy.ends().await;
+    assert_eq!(status.code(), Some(0));
+}
+
+#[tokio::test]
 async fn second_signal_ends_it_at_once() {
     let mut upstream = Upstream::start().await;
     let mut proxy = Running::start(&to(&upstream)).await;
@@ -300,19 +318,20 @@ async fn second_signal_ends_it_at_once() {
 }
 
 #[tokio::test]
-async fn drain_that_takes_too_long_is_cut() {
+async fn streams_that_outlast_the_drain_are_ended() {
     let mut upstream = Upstream::start().await;
     let yaml = format!("drain: {{timeout: 100ms}}\n{}", to(&upstream));
     let proxy = Running::start(&yaml).await;
     let client = connect(&proxy).await;
-    let _call = client.call(ECHO, &[]).await;
+    let mut call = client.call(ECHO, &[]).await;
     let mut running = upstream.call().await;
 
     proxy.signal("TERM").await;
 
+    assert_eq!(call.answer().await.reason(), Some("drain"));
     let (status, said) = proxy.ends().await;
     assert_eq!(status.code(), Some(0));
-    assert!(said.contains("cut at the end of the drain"), "{said}");
+    assert!(said.contains("streams=1 limit=100ms"), "{said}");
     running.incoming.try_message().await.unwrap_err();
 }
 

@@ -7,6 +7,7 @@
 //! | `bindings` | what bindings promise, line by line, to clients of gRPC and of plain HTTP |
 //! | `cli` | what the binary says and how it exits |
 //! | `deadlines` | what `grpc-timeout` promises, and what it tells the upstream |
+//! | `drain` | how the proxy stops, and what its streams notice of it |
 //! | `endings` | how streams end when somebody does not keep to the plan |
 //! | `health` | who is asked for its health, and who finds out about that of others |
 //! | `http` | plain HTTP, over every pair of protocols |
@@ -32,6 +33,7 @@ mod backpressure;
 mod bindings;
 mod cli;
 mod deadlines;
+mod drain;
 mod endings;
 mod health;
 mod http;

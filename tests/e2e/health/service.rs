@@ -70,7 +70,7 @@ async fn watcher_hears_of_the_drain_at_once_and_does_not_hold_it_up() {
     let end = end.unwrap();
     assert!(rest.is_empty());
     assert_eq!(end["grpc-status"], "14");
-    assert_eq!(end["thalweg-reason"], "draining");
+    assert_eq!(end["thalweg-reason"], "drain");
     drained.await.unwrap();
 }
 
