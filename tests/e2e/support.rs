@@ -2,6 +2,7 @@
 //!
 //! | file | what it holds |
 //! |---|---|
+//! | [`authority`] | certificates of every kind, and the files that they lie in |
 //! | [`proxy`] | the proxy, in this process, from a few words of YAML |
 //! | [`stream`] | the two halves of an HTTP/2 stream, for either peer |
 //! | [`client`] | a client on the `h2` crate |
@@ -10,17 +11,18 @@
 //! | [`binding`] | the messages of bindings, and clients that say them |
 //! | [`component`] | a pluggable component |
 //! | [`operator`] | who asks the admin endpoints |
-//! | [`tls`] | TLS in front of a server, and certificates for it |
+//! | [`tls`] | servers that shake hands |
 //! | [`upstream`] | an upstream on the `h2` crate |
 //! | [`raw`] | either side of HTTP/2, frame by frame and byte by byte |
 //! | [`plain`] | either side of HTTP/1.1, line by line |
-//! | [`hands`] | certificates of every kind, and clients that shake hands |
+//! | [`hands`] | clients that shake hands |
 
 use std::{future::Future, time::Duration};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::HeaderMap;
 
+pub(crate) mod authority;
 pub(crate) mod binding;
 pub(crate) mod child;
 pub(crate) mod client;

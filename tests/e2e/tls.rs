@@ -12,16 +12,17 @@ use tokio::{
 };
 use tokio_rustls::rustls::{
     HandshakeKind,
-    pki_types::{CertificateDer, pem::PemObject},
+    pki_types::CertificateDer,
     version::{TLS12, TLS13},
 };
 
 use crate::support::{
+    authority::{Authority, Files, Pair},
     child::{Folder, Running},
     client::Client,
     flood::{Backend, ECHO, FLOOD, SINK, SPRING},
     framed,
-    hands::{Authority, Files, Hands, Pair, dial},
+    hands::{Hands, dial},
     plain,
     plain::PlainUpstream,
     proxy::{TestProxy, Yaml},
@@ -93,7 +94,7 @@ async fn mirroring() -> Served {
 }
 
 fn der(pair: &Pair) -> CertificateDer<'static> {
-    CertificateDer::from_pem_slice(pair.cert.as_bytes()).unwrap()
+    pair.der().0
 }
 
 // === handshakes ===

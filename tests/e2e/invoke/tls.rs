@@ -1,13 +1,15 @@
 //! Whom it trusts, and how it proves itself.
 
+use thalweg::config::Address;
 use tokio::process::Command;
 
 use super::{TRANSPORTS, invoke, run};
 use crate::support::{
+    authority::Authority,
     binding,
     child::{Folder, Said},
     proxy::TestProxy,
-    tls::{Authority, Front},
+    tls::{Front, Manners},
 };
 
 /// An echo behind TLS, for the name `localhost`, and the files that clients need.
@@ -28,19 +30,24 @@ impl Scene {
     async fn with(mutual: bool, protocols: &[&str]) -> Self {
         let proxy = binding::proxy(&["echo: {echo: {}}"]).await;
         let (authority, folder) = (Authority::new("ours"), Folder::empty());
-        let client = authority.issue("client");
+        let client = authority.client("client", Vec::new(), 1);
         for (name, pem) in [
             ("ca.pem", authority.pem()),
             ("other.pem", Authority::new("another").pem()),
-            ("cert.pem", client.pem()),
-            ("key.pem", client.key_pem()),
-            ("empty.pem", String::new()),
+            ("cert.pem", &client.cert),
+            ("key.pem", &client.key),
+            ("empty.pem", ""),
         ] {
             std::fs::write(folder.path().join(name), pem).unwrap();
         }
-        let clients = mutual.then_some(&authority);
-        let server = authority.issue("localhost");
-        let front = Front::start(&proxy.address, &server, clients, protocols).await;
+        let mut manners = Manners::with(authority.server(&["localhost"])).speaking(protocols);
+        if mutual {
+            manners = manners.knowing(&authority);
+        }
+        let Address::Tcp(address) = proxy.address else {
+            panic!("the proxy listens on TCP")
+        };
+        let front = manners.before(address).await;
         Self {
             _proxy: proxy,
             front,
