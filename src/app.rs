@@ -15,7 +15,7 @@ use crate::{
     listener::Listener,
     serve::Front,
     telemetry::Telemetry,
-    tls::{self, Tls},
+    tls::{self, Tls, Upstreams},
     worker::{self, Handle},
 };
 
@@ -49,7 +49,11 @@ impl App {
             what: format!("binding {binding}: cannot open its store"),
             source,
         })?;
+        let upstreams = Upstreams::load(&config, &telemetry.process);
+        let upstreams =
+            upstreams.map_err(|(cluster, faults)| StartError::tls(&cluster, &faults))?;
         let shared = Shared {
+            upstreams: Arc::new(upstreams),
             components: Arc::new(Components::new(&config, &telemetry.process)),
             stores: Arc::new(stores),
         };
@@ -57,23 +61,16 @@ impl App {
         let phases = watch::Sender::default();
 
         let mut listeners = Vec::new();
-        let mut supervising = JoinSet::new();
+        let mut supervising: JoinSet<()> = shared.upstreams.watch().collect();
         for settings in &config.listeners {
             let tls = match &settings.tls {
                 Some(tls) => {
                     let stats = telemetry.process.tls(&settings.name);
-                    let tls = Tls::load(tls, stats).map_err(|faults| StartError {
-                        what: format!("listener {}: cannot use its TLS files", settings.name),
-                        source: io::Error::other(
-                            faults
-                                .iter()
-                                .map(ToString::to_string)
-                                .collect::<Vec<_>>()
-                                .join("; "),
-                        ),
-                    })?;
+                    let whose = format!("listener {}", settings.name);
+                    let tls =
+                        Tls::load(tls, stats).map_err(|faults| StartError::tls(&whose, &faults))?;
                     let tls = Arc::new(tls);
-                    supervising.spawn(tls::watch(Arc::clone(&tls), settings.name.clone()));
+                    supervising.spawn(tls::watch(Arc::downgrade(&tls), whose));
                     Some(tls)
                 }
                 None => None,
@@ -170,6 +167,16 @@ impl App {
             tokio::task::spawn_blocking(move || workers.into_iter().for_each(Handle::join));
         let _ = joined.await;
         self.supervising.abort_all();
+    }
+}
+
+impl StartError {
+    fn tls(whose: &str, faults: &[tls::Fault]) -> Self {
+        let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+        Self {
+            what: format!("{whose}: cannot use its TLS files"),
+            source: io::Error::other(faults.join("; ")),
+        }
     }
 }
 

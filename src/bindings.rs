@@ -38,6 +38,7 @@ use tower::{Service, service_fn};
 use crate::{
     config::{self, BindingTarget},
     telemetry::Telemetry,
+    tls::Upstreams,
     upstream::Cluster,
 };
 
@@ -73,9 +74,10 @@ pub(crate) struct Invocation {
     pub(crate) unary: bool,
 }
 
-/// What the bindings of all workers share.
+/// What the workers share.
 #[derive(Clone)]
 pub(crate) struct Shared {
+    pub(crate) upstreams: Arc<Upstreams>,
     pub(crate) components: Arc<Components>,
     pub(crate) stores: Arc<Stores>,
 }
@@ -102,6 +104,7 @@ struct Builder {
     /// The clusters of the configuration, which bindings share with the routes.
     clusters: Vec<Rc<Cluster>>,
     stores: Arc<Stores>,
+    upstreams: Arc<Upstreams>,
     aborts: Rc<Aborts>,
 }
 
@@ -128,6 +131,7 @@ impl Bindings {
             telemetry: Arc::clone(telemetry),
             clusters: clusters.to_vec(),
             stores: Arc::clone(&shared.stores),
+            upstreams: Arc::clone(&shared.upstreams),
             aborts,
         };
         let components = Arc::clone(&shared.components);
@@ -238,7 +242,8 @@ impl Builder {
     fn build(&self, config: &Arc<config::Binding>, components: &Arc<Components>) -> Binding {
         let process = &self.telemetry.process;
         let own_cluster = |cluster: &Arc<config::Cluster>| {
-            Rc::new(Cluster::new(cluster, process.cluster(&cluster.name)))
+            let tls = self.upstreams.of(&cluster.name);
+            Rc::new(Cluster::new(cluster, tls, process.cluster(&cluster.name)))
         };
         let label: Arc<str> = format!("binding {}", config.name).into();
         let buffer = Buffer {

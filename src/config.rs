@@ -57,7 +57,7 @@ pub use bindings::{
 };
 pub use faults::Faults;
 use report::Report;
-pub use tls::{CertificateFiles, ClientAuth, Clients, Tls};
+pub use tls::{CertificateFiles, ClientAuth, Clients, Tls, UpstreamTls};
 
 /// Everything the file says.
 #[derive(Clone, Debug, PartialEq)]
@@ -223,6 +223,8 @@ pub struct Cluster {
     pub endpoints: Vec<Address>,
     /// What they speak.
     pub protocol: Protocol,
+    /// TLS; `None` goes in the clear.
+    pub tls: Option<UpstreamTls>,
     /// How HTTP/2 is spoken with them.
     pub http2: Http2,
     /// Longest a dial may take, and longest a stream waits for a connection.
@@ -237,7 +239,7 @@ pub struct Cluster {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Protocol {
-    /// HTTP/2 without TLS, as gRPC servers do.
+    /// HTTP/2, without asking first whether they do; under TLS they must agree to it.
     #[default]
     Http2,
     /// HTTP/1.1, one stream on a connection at a time.

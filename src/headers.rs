@@ -78,8 +78,9 @@ pub(crate) fn check_host(version: Version, headers: &HeaderMap) -> Result<(), Er
     }
 }
 
-/// Makes a request fit for an HTTP/2 upstream.
-pub(crate) fn for_http2(parts: &mut Parts) -> Result<(), Error> {
+/// Makes a request fit for an HTTP/2 upstream. Under TLS its scheme is `https`, whatever the client has said: there are servers
+/// that refuse another. In the clear the client's scheme is passed on, for backends that build links of it.
+pub(crate) fn for_http2(parts: &mut Parts, tls: bool) -> Result<(), Error> {
     let from_http1 = parts.version != Version::HTTP_2;
     parts.version = Version::HTTP_2;
     if from_http1 {
@@ -87,7 +88,11 @@ pub(crate) fn for_http2(parts: &mut Parts) -> Result<(), Error> {
         // The proxy has answered the expectation itself by reading the body.
         parts.headers.remove(header::EXPECT);
     }
-    if parts.uri.scheme().is_some() && parts.uri.authority().is_some() {
+    let fits = match parts.uri.scheme() {
+        Some(scheme) => !tls || *scheme == Scheme::HTTPS,
+        None => false,
+    };
+    if fits && parts.uri.authority().is_some() {
         parts.headers.remove(header::HOST);
         return Ok(());
     }
@@ -100,7 +105,7 @@ pub(crate) fn for_http2(parts: &mut Parts) -> Result<(), Error> {
         (None, None) => Authority::from_static("localhost"),
     };
     let mut uri = std::mem::take(&mut parts.uri).into_parts();
-    uri.scheme = Some(Scheme::HTTP);
+    uri.scheme = Some(if tls { Scheme::HTTPS } else { Scheme::HTTP });
     uri.authority = Some(authority);
     uri.path_and_query
         .get_or_insert_with(|| PathAndQuery::from_static("/"));
@@ -186,7 +191,7 @@ mod tests {
     fn host_becomes_the_authority_and_back() {
         let mut request = parts(Request::get("/a?b=c").header("host", "example.test:81"));
 
-        for_http2(&mut request).unwrap();
+        for_http2(&mut request, false).unwrap();
         assert_eq!(request.uri, "http://example.test:81/a?b=c");
         assert!(!request.headers.contains_key("host"));
 
@@ -198,6 +203,22 @@ mod tests {
                 &HeaderValue::from_static("example.test:81")
             )
         );
+    }
+
+    #[test]
+    fn scheme_is_https_under_tls_and_the_clients_in_the_clear() {
+        for (asked, tls, sent) in [
+            ("http://a.test/x", true, "https://a.test/x"),
+            ("https://a.test/x", true, "https://a.test/x"),
+            ("https://a.test/x", false, "https://a.test/x"),
+            ("http://a.test/x", false, "http://a.test/x"),
+        ] {
+            let mut request = parts(Request::post(asked).version(Version::HTTP_2));
+
+            for_http2(&mut request, tls).unwrap();
+
+            assert_eq!(request.uri, sent);
+        }
     }
 
     #[test]
@@ -235,6 +256,9 @@ mod tests {
     fn host_that_is_no_authority_is_refused() {
         let mut request = parts(Request::get("/").header("host", "a b"));
 
-        assert_eq!(for_http2(&mut request).unwrap_err().reason(), "bad_host");
+        assert_eq!(
+            for_http2(&mut request, false).unwrap_err().reason(),
+            "bad_host"
+        );
     }
 }

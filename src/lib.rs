@@ -40,7 +40,8 @@
 //!    its filters, to the routes below it, which match again.
 //! 7. The filters of the route follow, in the file's order, inside the deadline that `grpc-timeout` sets. They may answer, or
 //!    wrap either body. None reads ahead.
-//! 8. `forward` picks the cluster, and `upstream` lends a place on a connection that has room, or dials.
+//! 8. `forward` picks the cluster, and `upstream` lends a place on a connection that has room, or dials, under TLS if the
+//!    cluster has it.
 //! 9. The head goes out before the first byte of the body. From now on the response's body drives both directions: reading
 //!    it moves the request on as well.
 //! 10. Bytes move as the far side takes them. Each chunk carries its credit, which returns to the sender when the chunk has been

@@ -45,6 +45,7 @@ pub(crate) struct Process {
     pub(crate) health_watcher_overflows: Count,
     listeners: Mutex<Vec<(String, Arc<ListenerStats>)>>,
     tls: Mutex<Vec<(String, Arc<TlsStats>)>>,
+    upstream_tls: Mutex<Vec<(String, Arc<UpstreamTlsStats>)>>,
     clusters: Mutex<Vec<(String, Arc<ClusterStats>)>>,
     bindings: Mutex<Vec<(String, Arc<BindingStats>)>>,
 }
@@ -76,10 +77,27 @@ pub(crate) struct TlsStats {
     pub(crate) handshake_timeouts: Count,
     /// Connections that began in the clear.
     pub(crate) missing: Count,
-    pub(crate) reloads: Count,
-    pub(crate) reload_failures: Count,
+    pub(crate) reload: ReloadStats,
     /// When the first of the certificates ends, in seconds since 1970.
     pub(crate) certificate_expiry: Count,
+}
+
+/// What one cluster with TLS counts besides, over all workers.
+#[derive(Debug, Default)]
+pub(crate) struct UpstreamTlsStats {
+    pub(crate) handshakes: Count,
+    pub(crate) resumed: Count,
+    pub(crate) handshake_failures: Count,
+    pub(crate) reload: ReloadStats,
+    /// When the certificate that is shown ends, in seconds since 1970.
+    pub(crate) certificate_expiry: Count,
+}
+
+/// What is counted of files that may change.
+#[derive(Debug, Default)]
+pub(crate) struct ReloadStats {
+    pub(crate) reloads: Count,
+    pub(crate) failures: Count,
 }
 
 /// What one cluster counts, over all workers.
@@ -157,6 +175,11 @@ impl Process {
     /// The counters of a cluster, shared by the workers.
     pub(crate) fn cluster(&self, name: &str) -> Arc<ClusterStats> {
         entry(&self.clusters, name)
+    }
+
+    /// What the cluster counts besides, if it has TLS.
+    pub(crate) fn upstream_tls(&self, cluster: &str) -> Arc<UpstreamTlsStats> {
+        entry(&self.upstream_tls, cluster)
     }
 
     /// The counters of a binding, shared by the workers.
@@ -309,17 +332,56 @@ const TLS: [Reading<TlsStats>; 8] = [
         "tls_reloads",
         "Times that changed TLS files were taken up",
         MetricType::Counter,
-        |stats| &stats.reloads,
+        |stats| &stats.reload.reloads,
     ),
     (
         "tls_reload_failures",
         "Times that changed TLS files were tried and not good",
         MetricType::Counter,
-        |stats| &stats.reload_failures,
+        |stats| &stats.reload.failures,
     ),
     (
         "tls_certificate_expiry_seconds",
         "When the first of the certificates ends, in seconds since 1970",
+        MetricType::Gauge,
+        |stats| &stats.certificate_expiry,
+    ),
+];
+
+const UPSTREAM_TLS: [Reading<UpstreamTlsStats>; 6] = [
+    (
+        "tls_handshakes",
+        "TLS handshakes done, the resumed ones among them",
+        MetricType::Counter,
+        |stats| &stats.handshakes,
+    ),
+    (
+        "tls_resumed",
+        "TLS sessions that were resumed",
+        MetricType::Counter,
+        |stats| &stats.resumed,
+    ),
+    (
+        "tls_handshake_failures",
+        "TLS handshakes that failed, and refusals after one",
+        MetricType::Counter,
+        |stats| &stats.handshake_failures,
+    ),
+    (
+        "tls_reloads",
+        "Times that changed TLS files were taken up",
+        MetricType::Counter,
+        |stats| &stats.reload.reloads,
+    ),
+    (
+        "tls_reload_failures",
+        "Times that changed TLS files were tried and not good",
+        MetricType::Counter,
+        |stats| &stats.reload.failures,
+    ),
+    (
+        "tls_certificate_expiry_seconds",
+        "When the certificate that is shown ends, in seconds since 1970; 0 if none is",
         MetricType::Gauge,
         |stats| &stats.certificate_expiry,
     ),
@@ -505,6 +567,12 @@ impl Collector for Process {
         encode_all(&mut encoder, "listener", &lock(&self.listeners), &LISTENER)?;
         encode_all(&mut encoder, "listener", &lock(&self.tls), &TLS)?;
         encode_all(&mut encoder, "cluster", &lock(&self.clusters), &CLUSTER)?;
+        encode_all(
+            &mut encoder,
+            "cluster",
+            &lock(&self.upstream_tls),
+            &UPSTREAM_TLS,
+        )?;
         encode_all(&mut encoder, "binding", &lock(&self.bindings), &BINDING)
     }
 }

@@ -1,4 +1,5 @@
-//! TLS of a listener: which certificate a client sees, whose certificates are believed, and what the upstream hears of them.
+//! TLS of a listener: which certificate a client sees, whose certificates are believed, and what the upstream hears of them. And
+//! TLS towards upstreams.
 //!
 //! | file | what it holds |
 //! |---|---|
@@ -6,6 +7,7 @@
 //! | [`names`] | which certificate a client gets |
 //! | [`identity`] | what a client's certificate says, as a header |
 //! | [`reload`] | looks at the files for changes |
+//! | [`upstream`] | the other side: whom the proxy believes, and what it shows |
 //!
 //! The bytes are sealed and opened in [`transport`](crate::transport).
 //!
@@ -17,7 +19,7 @@
 use std::{
     io,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use http::HeaderValue;
@@ -30,19 +32,21 @@ use thalweg_filters::Error;
 
 use crate::{
     config,
-    telemetry::TlsStats,
-    transport::{Spoken, Transport},
+    telemetry::{ReloadStats, TlsStats},
+    transport::{Role, Spoken, Transport},
 };
 
 mod identity;
 mod material;
 mod names;
 mod reload;
+mod upstream;
 
 use self::material::provider;
 pub(crate) use self::{
     material::{Fault, Material},
     reload::watch,
+    upstream::{Broken, Upstream, Upstreams, client_config},
 };
 
 /// TLS of one listener, for all workers.
@@ -77,7 +81,7 @@ pub(crate) struct Accepted {
 impl Tls {
     /// Reads the files.
     pub(crate) fn load(settings: &config::Tls, stats: Arc<TlsStats>) -> Result<Self, Vec<Fault>> {
-        let first_look = reload::look(settings);
+        let first_look = reload::look(settings.files());
         let material = Material::load(settings)?;
         stats.certificate_expiry.set(material.expiry());
         Ok(Self {
@@ -88,20 +92,10 @@ impl Tls {
         })
     }
 
-    /// Reads the files again. New connections get what they say now; if they are not good, all stays as it was.
-    fn reload(&self) -> Result<(), Vec<Fault>> {
-        let material = Material::load(&self.settings)?;
-        let expiry = material.expiry();
-        let next = Current::new(material, Some(&self.current()))?;
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = next;
-        self.stats.certificate_expiry.set(expiry);
-        Ok(())
-    }
-
     /// Shakes hands with a client that has begun to.
     pub(crate) async fn accept(&self, transport: &Transport) -> io::Result<Accepted> {
         let config = Arc::clone(&self.current().config);
-        let greeting = transport.secure(config).await?;
+        let greeting = transport.secure(Role::Server(config)).await?;
         let header = |certificate| identity::header(certificate, SystemTime::now());
         let certificate = greeting.certificate.as_ref().map(header).transpose();
         self.stats.handshakes.increment();
@@ -120,6 +114,34 @@ impl Tls {
 
     fn current(&self) -> RwLockReadGuard<'_, Current> {
         self.current.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl reload::Reload for Tls {
+    fn interval(&self) -> Duration {
+        self.settings.reload_interval
+    }
+
+    fn first_look(&self) -> Vec<reload::Stamp> {
+        self.first_look.clone()
+    }
+
+    fn look(&self) -> Vec<reload::Stamp> {
+        reload::look(self.settings.files())
+    }
+
+    /// New connections get what the files say now.
+    fn reload(&self) -> Result<(), Vec<Fault>> {
+        let material = Material::load(&self.settings)?;
+        let expiry = material.expiry();
+        let next = Current::new(material, Some(&self.current()))?;
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = next;
+        self.stats.certificate_expiry.set(expiry);
+        Ok(())
+    }
+
+    fn stats(&self) -> &ReloadStats {
+        &self.stats.reload
     }
 }
 

@@ -24,12 +24,10 @@ use std::{
     io::{self, IoSlice},
     pin::Pin,
     rc::Rc,
-    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use pin_project_lite::pin_project;
-use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use self::{lent::Lent, outbox::Outbox, wire::Wire};
@@ -40,7 +38,11 @@ mod session;
 mod socket;
 mod wire;
 
-pub(crate) use self::{outbox::Payload, session::Greeting, socket::Socket};
+pub(crate) use self::{
+    outbox::Payload,
+    session::{Greeting, Role},
+    socket::Socket,
+};
 
 /// The first bytes of an HTTP/2 connection.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -102,13 +104,18 @@ impl Transport {
 
     /// From now on all bytes cross the socket under TLS; ready when the two sides agree on how. The bytes that were looked at
     /// before are the beginning of the handshake.
-    pub(crate) async fn secure(&self, config: Arc<ServerConfig>) -> io::Result<Greeting> {
+    pub(crate) async fn secure(&self, role: Role) -> io::Result<Greeting> {
         {
             let Shared { wire, inbox, .. } = &mut *self.shared();
-            wire.secure(config, std::mem::take(inbox))
+            wire.secure(role, std::mem::take(inbox))
                 .map_err(io::Error::other)?;
         }
         std::future::poll_fn(|cx| self.shared().wire.poll_handshake(cx)).await
+    }
+
+    /// What has broken TLS on it, if anything has.
+    pub(crate) fn broken(&self) -> Option<rustls::Error> {
+        self.look().wire.broken().cloned()
     }
 
     /// Looks at the first bytes without taking them: TLS by its first, HTTP/2 by prior knowledge by its preface.

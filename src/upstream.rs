@@ -7,12 +7,17 @@
 //! | [`http2`] | connections that carry many streams |
 //! | [`http1`] | connections that carry one request at a time |
 
-use std::{cell::Cell, rc::Rc, sync::Arc};
+use std::{cell::Cell, io, rc::Rc, sync::Arc};
 
 use thalweg_filters::{Error, Side};
 use thalweg_proto::status::Code;
 
-use crate::{config, telemetry::ClusterStats};
+use crate::{
+    config::{self, Address},
+    telemetry::ClusterStats,
+    tls,
+    transport::Transport,
+};
 
 pub(crate) mod balance;
 pub(crate) mod connect;
@@ -25,6 +30,8 @@ pub(crate) struct Cluster {
     pub(crate) name: Arc<str>,
     /// What messages call it.
     pub(crate) label: Arc<str>,
+    /// Whether its connections are under TLS.
+    pub(crate) tls: bool,
     pub(crate) endpoints: Endpoints,
 }
 
@@ -40,6 +47,7 @@ pub(crate) enum Endpoints {
 pub(crate) struct Shared {
     pub(crate) name: Arc<str>,
     pub(crate) settings: Arc<config::Cluster>,
+    tls: Option<Arc<tls::Upstream>>,
     pub(crate) stats: Arc<ClusterStats>,
     /// Streams that wait for a connection.
     pending: Cell<usize>,
@@ -57,11 +65,17 @@ impl Drop for Pending<'_> {
 }
 
 impl Cluster {
-    pub(crate) fn new(settings: &Arc<config::Cluster>, stats: Arc<ClusterStats>) -> Self {
+    /// `tls` is what the settings ask for, or `None` if they ask for none.
+    pub(crate) fn new(
+        settings: &Arc<config::Cluster>,
+        tls: Option<Arc<tls::Upstream>>,
+        stats: Arc<ClusterStats>,
+    ) -> Self {
         let name: Arc<str> = settings.name.as_str().into();
         let shared = Rc::new(Shared {
             name: Arc::clone(&name),
             settings: Arc::clone(settings),
+            tls,
             stats,
             pending: Cell::new(0),
         });
@@ -81,12 +95,35 @@ impl Cluster {
         Self {
             name,
             label: settings.label.as_str().into(),
+            tls: settings.tls.is_some(),
             endpoints,
         }
     }
 }
 
 impl Shared {
+    /// Connects to an endpoint, under TLS if the cluster has it.
+    async fn dial(&self, endpoint: &Address) -> io::Result<Transport> {
+        let transport = Transport::new(connect::connect(endpoint).await?);
+        if let Some(tls) = &self.tls {
+            tls.connect(&transport, endpoint).await?;
+        }
+        Ok(transport)
+    }
+
+    /// Counts a dial that has failed, and makes the error of the streams that have waited for it.
+    fn no_connection(&self, endpoint: &Address, error: &io::Error) -> Error {
+        self.stats.connect_failures.increment();
+        let broken = tls::Broken::of(error);
+        let hint = broken.map(|broken| broken.hint);
+        tracing::warn!(cluster = %self.name, %endpoint, %error, hint, "no connection");
+        let reason = match broken {
+            Some(_) => "upstream_tls_failed",
+            None => "upstream_connect_failed",
+        };
+        self.unavailable(reason, format_args!("no connection to {endpoint}: {error}"))
+    }
+
     /// The error of a stream that found no connection.
     fn unavailable(&self, reason: &'static str, what: impl std::fmt::Display) -> Error {
         Error::new(

@@ -176,7 +176,10 @@ impl Worker {
         let clusters: Vec<Rc<Cluster>> = config
             .clusters
             .iter()
-            .map(|cluster| Rc::new(Cluster::new(cluster, process.cluster(&cluster.name))))
+            .map(|cluster| {
+                let tls = shared.upstreams.of(&cluster.name);
+                Rc::new(Cluster::new(cluster, tls, process.cluster(&cluster.name)))
+            })
             .collect();
         let cluster = |name: &str| {
             let found = clusters.iter().find(|cluster| &*cluster.name == name);

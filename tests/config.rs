@@ -851,7 +851,7 @@ refused! {
     );
     store_endpoint_no_url: &with_binding("object_store: {url: \"s3://bucket\", endpoint: \"localhost:9\"}");
     store_part_too_small: &with_binding("object_store: {url: \"s3://bucket\", part_size: 1MiB}");
-    url_https: &with_binding("http: {url: \"https://hooks.test/in\"}");
+    tls_for_a_url_without: &with_binding("http: {url: \"http://hooks.test/in\", tls: {}}");
     url_without_scheme: &with_binding("http: {url: hooks.test/in}");
     url_with_user: &with_binding("http: {url: \"http://me:secret@hooks.test/in\"}");
     url_with_fragment: &with_binding("http: {url: \"http://hooks.test/in#there\"}");
@@ -1014,6 +1014,75 @@ fn tls_files_that_are_no_good_are_told() {
         ),
     ] {
         tls_refused(name, dir, lines);
+    }
+}
+
+/// A file whose one cluster has these endpoints, and these keys below `tls`.
+fn with_upstream_tls(endpoint: &str, lines: &str) -> String {
+    let lines = lines.replace('\n', "\n      ");
+    format!(
+        "listeners: [{{name: it, address: \"127.0.0.1:8080\"}}]\nclusters:\n  main:\n    endpoints: \
+         [\"{endpoint}\"]\n    tls:\n      {lines}\n"
+    )
+}
+
+#[test]
+fn upstream_tls_shows_and_reads_back_as_it_was() {
+    let folder = certificates();
+    let dir = folder.path().display();
+    let lines = format!(
+        "ca: {dir}/ca.pem\nserver_name: backend.test\ncertificate: {{cert: {dir}/a.pem, key: \
+         {dir}/a.key}}\nreload_interval: 1m"
+    );
+    let config = accepted(&with_upstream_tls("unix:/run/x.sock", &lines));
+    let tls = config.clusters[0].tls.as_ref().unwrap();
+    assert_eq!(tls.server_name.as_ref().unwrap().to_str(), "backend.test");
+    let again = accepted(&config.to_json().to_string());
+    assert_eq!(again.clusters, config.clusters);
+
+    let binding = format!("http: {{url: \"https://[::1]/in\", tls: {{ca: {dir}/ca.pem}}}}");
+    let config = accepted(&with_binding(&binding));
+    let again = accepted(&config.to_json().to_string());
+    assert_eq!(again.bindings, config.bindings);
+    let BindingTarget::Http(target) = &config.bindings[0].target else {
+        panic!("{:?}", config.bindings)
+    };
+    let tls = target.cluster.tls.as_ref().unwrap();
+    assert_eq!(tls.server_name.as_ref().unwrap().to_str(), "::1");
+    assert_eq!(target.cluster.endpoints[0].to_string(), "[::1]:443");
+}
+
+#[test]
+fn upstream_tls_that_is_no_good_is_told() {
+    let folder = certificates();
+    let dir = folder.path();
+    for (name, endpoint, lines) in [
+        (
+            "upstream_tls_no_such_files",
+            "127.0.0.1:1",
+            "ca: '${DIR}/none.pem'\ncertificate: {cert: '${DIR}/none.pem', key: '${DIR}/none.key'}",
+        ),
+        (
+            "upstream_tls_key_of_another",
+            "127.0.0.1:1",
+            "ca: '${DIR}/ca.pem'\ncertificate: {cert: '${DIR}/a.pem', key: '${DIR}/b.key'}",
+        ),
+        (
+            "upstream_tls_name_with_port",
+            "127.0.0.1:1",
+            "server_name: backend.test:443",
+        ),
+        (
+            "upstream_tls_socket_without_name",
+            "unix:/run/x.sock",
+            "ca: '${DIR}/ca.pem'",
+        ),
+    ] {
+        let text = with_upstream_tls(endpoint, lines);
+        let dir = dir.display().to_string();
+        let env = |name: &str| (name == "DIR").then(|| dir.clone());
+        let faults = config::parse(&text, "config.yaml", &env).expect_err(name);
+        assert_golden(name, &faults.to_string());
     }
 }
 

@@ -6,7 +6,7 @@
 use std::{
     fmt, io,
     net::IpAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
     pin::Pin,
     str::FromStr,
     sync::{Arc, OnceLock},
@@ -17,14 +17,8 @@ use std::{
 use clap::Args;
 use http::{Uri, uri::Authority};
 use rustls::{
-    AlertDescription, CertificateError, ClientConfig, InvalidMessage, RootCertStore,
-    client::WantsClientCert,
-    pki_types::{
-        CertificateDer, PrivateKeyDer, ServerName,
-        pem::{self, PemObject},
-    },
+    AlertDescription, CertificateError, ClientConfig, InvalidMessage, pki_types::ServerName,
 };
-use rustls_platform_verifier::BuilderVerifierExt;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::timeout,
@@ -32,7 +26,11 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 use super::exit::{Class, Failure};
-use crate::{config, upstream::connect::connect};
+use crate::{
+    config,
+    tls::{Fault, client_config},
+    upstream::connect::connect,
+};
 
 /// The longest wait for a connection, and again for the TLS handshake on it.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -276,57 +274,41 @@ fn server_name(text: &str) -> Result<ServerName<'static>, String> {
 
 impl Tls {
     fn config(&self, speak: Speak) -> Result<ClientConfig, Failure> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| Failure::new(Class::Broken, format!("no TLS: {error}")))?;
-        let builder: rustls::ConfigBuilder<ClientConfig, WantsClientCert> = match &self.ca {
-            Some(file) => {
-                let mut roots = RootCertStore::empty();
-                for certificate in certificates("--ca", file)? {
-                    let added = roots.add(certificate);
-                    added.map_err(|error| unusable("--ca", file, &error))?;
-                }
-                builder.with_root_certificates(roots)
-            }
-            None => builder.with_platform_verifier().map_err(|error| {
-                let message =
-                    format!("this machine's trusted certificates cannot be used: {error}");
-                Failure::new(Class::Usage, message).hint("--ca names a file with those to trust")
-            })?,
+        let pair = self.cert.clone().zip(self.key.clone());
+        let settings = config::UpstreamTls {
+            ca: self.ca.clone(),
+            server_name: None,
+            certificate: pair.map(|(cert, key)| config::CertificateFiles { cert, key }),
+            reload_interval: Duration::ZERO,
         };
-        let mut config = match (&self.cert, &self.key) {
-            (Some(cert), Some(key)) => {
-                let chain = certificates("--cert", cert)?;
-                let secret = PrivateKeyDer::from_pem_file(key)
-                    .map_err(|error| unusable("--key", key, &error))?;
-                let config = builder.with_client_auth_cert(chain, secret);
-                config.map_err(|error| unusable("--key", key, &error))?
-            }
-            _ => builder.with_no_client_auth(),
+        let alpn: &[u8] = match speak {
+            Speak::Http1 => b"http/1.1",
+            Speak::Http2 => b"h2",
         };
-        config.alpn_protocols = vec![match speak {
-            Speak::Http1 => b"http/1.1".to_vec(),
-            Speak::Http2 => b"h2".to_vec(),
-        }];
-        Ok(config)
+        match client_config(&settings, alpn) {
+            Ok((config, _)) => Ok(config),
+            Err(faults) => Err(self.unusable(&faults[0])),
+        }
     }
-}
 
-/// The certificates of a file, at least one.
-fn certificates(flag: &str, file: &Path) -> Result<Vec<CertificateDer<'static>>, Failure> {
-    let found =
-        CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let found = found.map_err(|error| unusable(flag, file, &error))?;
-    if found.is_empty() {
-        return Err(unusable(flag, file, &pem::Error::NoItemsFound));
+    /// The flags name the files here, and no keys.
+    fn unusable(&self, fault: &Fault) -> Failure {
+        let (flag, file) = match fault.key.as_str() {
+            "certificate.cert" => ("--cert", &self.cert),
+            "certificate.key" => ("--key", &self.key),
+            _ => ("--ca", &self.ca),
+        };
+        let Some(file) = file else {
+            let failure = Failure::new(Class::Usage, fault.message.clone());
+            return failure.hint("--ca names a file with those to trust");
+        };
+        let message = format!("{flag} {}: {}", file.display(), fault.message);
+        let failure = Failure::new(Class::Usage, message);
+        match fault.hint {
+            "" => failure,
+            hint => failure.hint(hint),
+        }
     }
-    Ok(found)
-}
-
-fn unusable(flag: &str, file: &Path, error: &dyn fmt::Display) -> Failure {
-    let message = format!("{flag} {}: {error}", file.display());
-    Failure::new(Class::Usage, message)
 }
 
 fn tls_error(error: &io::Error) -> Option<&rustls::Error> {

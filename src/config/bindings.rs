@@ -11,7 +11,7 @@ use http::uri::{Authority, PathAndQuery};
 use thalweg_filters::chain::Filter;
 use thalweg_proto::status::Code;
 
-use super::{Address, Cluster, Http2, Pool, Protocol, RouteTimeouts};
+use super::{Address, Cluster, Http2, Pool, Protocol, RouteTimeouts, UpstreamTls};
 
 /// What the metrics that have Dapr's names say in Dapr's labels.
 #[derive(Clone, Debug, PartialEq)]
@@ -222,7 +222,7 @@ impl Binding {
     pub fn discovered(name: &str, socket: &Path, filters: &[Filter]) -> Self {
         let address = Address::Unix(socket.to_owned());
         let component = Component {
-            cluster: Cluster::of_binding(name, address, Protocol::Http2),
+            cluster: Cluster::of_binding(name, address, Protocol::Http2, None),
             instance: name.to_owned(),
             metadata: BTreeMap::new(),
             ping: Component::PING,
@@ -330,7 +330,12 @@ impl fmt::Debug for HttpTarget {
 
 impl Cluster {
     /// The cluster that a binding makes for itself, with the defaults of clusters.
-    pub(super) fn of_binding(name: &str, address: Address, protocol: Protocol) -> Arc<Self> {
+    pub(super) fn of_binding(
+        name: &str,
+        address: Address,
+        protocol: Protocol,
+        tls: Option<UpstreamTls>,
+    ) -> Arc<Self> {
         let pool = Pool::default();
         let mut http2 = Http2::default();
         http2.connection_window = http2.stream_window * pool.max_streams_per_connection;
@@ -340,6 +345,7 @@ impl Cluster {
             label: format!("binding {name}"),
             endpoints: vec![address],
             protocol,
+            tls,
             http2,
             connect_timeout: Self::CONNECT_TIMEOUT,
             pool,

@@ -179,6 +179,30 @@ pub(super) struct Tls {
     pub(super) reload_interval: Option<Duration>,
 }
 
+/// Speaks TLS with the endpoints. `{}` takes all defaults.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct UpstreamTls {
+    /// A file in PEM with the roots that vouch for the endpoints. Default: those that this machine
+    /// trusts.
+    #[schemars(length(min = 1))]
+    pub(super) ca: Option<String>,
+
+    /// The name or the IP address that the certificates of the endpoints must be for. Default: the
+    /// host of each endpoint, so an endpoint with an IP address must have that address in its
+    /// certificate. A Unix socket has none.
+    #[schemars(length(min = 1))]
+    pub(super) server_name: Option<String>,
+
+    /// What is shown to endpoints that ask who we are. Default: nothing, and those that insist refuse
+    /// us.
+    pub(super) certificate: Option<CertificateFiles>,
+
+    /// How often the files are looked at for changes; `0s` is never. Default `5s`, as for listeners.
+    /// Open connections notice nothing.
+    pub(super) reload_interval: Option<Duration>,
+}
+
 /// A certificate and its key.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -340,8 +364,11 @@ pub(super) struct Cluster {
     #[schemars(length(min = 1))]
     pub(super) endpoints: Vec<String>,
 
-    /// What the endpoints speak. Default `http2`, without TLS, as gRPC servers do.
+    /// What the endpoints speak. Default `http2`, as gRPC servers do.
     pub(super) protocol: Option<Protocol>,
+
+    /// Speaks TLS with the endpoints, 1.2 and 1.3. Default: none, and bytes go in the clear.
+    pub(super) tls: Option<UpstreamTls>,
 
     /// How HTTP/2 is spoken with the endpoints.
     pub(super) http2: Option<Http2>,
@@ -637,8 +664,8 @@ pub(super) struct DaprServer {
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Http {
-    /// Where requests go: `http://127.0.0.1:8000/in`. A name is looked up at each dial. `https` is
-    /// not there yet.
+    /// Where requests go: `http://127.0.0.1:8000/in`, or `https` for TLS. A name is looked up at
+    /// each dial.
     #[schemars(length(min = 1))]
     pub(super) url: String,
 
@@ -648,9 +675,13 @@ pub(super) struct Http {
     #[schemars(length(min = 1))]
     pub(super) method: Option<String>,
 
-    /// What the service speaks. Default `http1`, which every HTTP server speaks without TLS;
-    /// `http2` needs one that takes it without being asked first, as gRPC servers do.
+    /// What the service speaks. Default `http1`, which every HTTP server speaks; `http2` in the
+    /// clear needs one that takes it without being asked first, as gRPC servers do.
     pub(super) protocol: Option<Protocol>,
+
+    /// Whom to trust, and how to prove oneself, where the URL begins with `https`. Default: as this
+    /// machine does, and nothing is shown.
+    pub(super) tls: Option<UpstreamTls>,
 }
 
 /// What is kept whole of a stream for a far side that does not stream.

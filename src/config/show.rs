@@ -3,9 +3,10 @@
 use serde_json::{Map, Value, json};
 
 use super::{
-    Address, Admin, AuthorityMatch, Backoff, Binding, BindingTarget, Bucket, Cluster,
-    ComponentSockets, Config, Destination, Http2, HttpTarget, Listener, Match, ObjectStore,
-    PathMatch, Place, Pool, Resiliency, Retry, Route, RouteTimeouts, Secret, Tls,
+    Address, Admin, AuthorityMatch, Backoff, Binding, BindingTarget, Bucket, CertificateFiles,
+    Cluster, ComponentSockets, Config, Destination, Http2, HttpTarget, Listener, Match,
+    ObjectStore, PathMatch, Place, Pool, Resiliency, Retry, Route, RouteTimeouts, Secret, Tls,
+    UpstreamTls,
 };
 use thalweg_filters::chain::Filter;
 use thalweg_filters::units::Unit;
@@ -90,11 +91,8 @@ fn listener(listener: &Listener) -> Value {
 }
 
 fn tls(tls: &Tls) -> Value {
-    let pairs = tls.certificates.iter();
     let mut all = json!({
-        "certificates": pairs
-            .map(|pair| json!({"cert": pair.cert, "key": pair.key}))
-            .collect::<Value>(),
+        "certificates": tls.certificates.iter().map(pair).collect::<Value>(),
         "reload_interval": duration(tls.reload_interval),
     });
     if let Some(clients) = &tls.clients {
@@ -129,14 +127,36 @@ fn http2(http2: &Http2) -> Value {
 }
 
 fn cluster(cluster: &Cluster) -> Value {
-    json!({
+    let mut all = json!({
         "endpoints": cluster.endpoints.iter().map(ToString::to_string).collect::<Value>(),
         "protocol": cluster.protocol,
         "http2": http2(&cluster.http2),
         "connect_timeout": duration(cluster.connect_timeout),
         "pool": pool(&cluster.pool),
         "stall": duration(cluster.stall),
-    })
+    });
+    if let Some(tls) = &cluster.tls {
+        all["tls"] = upstream_tls(tls);
+    }
+    all
+}
+
+fn upstream_tls(tls: &UpstreamTls) -> Value {
+    let mut all = json!({"reload_interval": duration(tls.reload_interval)});
+    if let Some(ca) = &tls.ca {
+        all["ca"] = json!(ca);
+    }
+    if let Some(name) = &tls.server_name {
+        all["server_name"] = name.to_str().into();
+    }
+    if let Some(pair) = &tls.certificate {
+        all["certificate"] = self::pair(pair);
+    }
+    all
+}
+
+fn pair(pair: &CertificateFiles) -> Value {
+    json!({"cert": pair.cert, "key": pair.key})
 }
 
 fn pool(pool: &Pool) -> Value {
@@ -224,6 +244,9 @@ fn target(target: &BindingTarget) -> (&'static str, Value) {
             if let Some(method) = &http.method {
                 all["method"] = method.as_str().into();
             }
+            if let Some(tls) = &http.cluster.tls {
+                all["tls"] = upstream_tls(tls);
+            }
             ("http", all)
         }
     }
@@ -291,7 +314,12 @@ fn object_store(store: &ObjectStore) -> Value {
 fn url(http: &HttpTarget) -> String {
     let hidden = http.path_and_query.query().map_or("", |_| "?***");
     format!(
-        "http://{}{}{hidden}",
+        "{}://{}{}{hidden}",
+        if http.cluster.tls.is_some() {
+            "https"
+        } else {
+            "http"
+        },
         http.authority,
         http.path_and_query.path()
     )

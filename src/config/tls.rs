@@ -3,8 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rustls::pki_types::ServerName;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use super::Address;
 
 /// TLS on a listener. All files were good when the configuration was read.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,6 +16,19 @@ pub struct Tls {
     pub certificates: Vec<CertificateFiles>,
     /// Who clients must be; `None` for anybody.
     pub clients: Option<Clients>,
+    /// How often the files are looked at for changes; zero is never.
+    pub reload_interval: Duration,
+}
+
+/// TLS towards the endpoints of a cluster. All files were good when the configuration was read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UpstreamTls {
+    /// Who vouches for the endpoints; `None` for those whom this machine trusts.
+    pub ca: Option<PathBuf>,
+    /// What their certificates must be for; `None` for the host of each endpoint.
+    pub server_name: Option<ServerName<'static>>,
+    /// What is shown to an endpoint that asks for it.
+    pub certificate: Option<CertificateFiles>,
     /// How often the files are looked at for changes; zero is never.
     pub reload_interval: Duration,
 }
@@ -50,9 +66,10 @@ pub enum ClientAuth {
 
 // === impl Tls ===
 
-impl Tls {
-    pub(super) const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
+/// How often files are looked at, unless something else is written.
+pub(super) const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
 
+impl Tls {
     /// Every file.
     pub(crate) fn files(&self) -> impl Iterator<Item = &PathBuf> {
         let pairs = self.certificates.iter();
@@ -60,5 +77,27 @@ impl Tls {
         pairs
             .flat_map(|pair| [&pair.cert, &pair.key])
             .chain(clients.flat_map(|clients| std::iter::once(&clients.ca).chain(&clients.crls)))
+    }
+}
+
+// === impl UpstreamTls ===
+
+impl UpstreamTls {
+    /// What the certificate of an endpoint must be for, unless nothing says it.
+    pub(crate) fn name_of(&self, endpoint: &Address) -> Option<ServerName<'static>> {
+        match (&self.server_name, endpoint) {
+            (Some(name), _) => Some(name.clone()),
+            (None, Address::Tcp(address)) => Some(ServerName::IpAddress(address.ip().into())),
+            (None, Address::Host(host, _)) => ServerName::try_from(host.clone()).ok(),
+            (None, Address::Unix(_)) => None,
+        }
+    }
+
+    /// Every file.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        let pair = self.certificate.iter();
+        self.ca
+            .iter()
+            .chain(pair.flat_map(|pair| [&pair.cert, &pair.key]))
     }
 }

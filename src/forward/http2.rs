@@ -36,7 +36,7 @@ pub(crate) async fn exchange(
 ) -> Result<Response<Body>, Error> {
     let (mut parts, body) = request.into_parts();
     let stream = parts.extensions.remove::<StreamContext>();
-    headers::for_http2(&mut parts)?;
+    headers::for_http2(&mut parts, cluster.tls)?;
     let mut intake = Intake::new(body);
     let lease = {
         let mut lease = pin!(endpoints.open(http2::Pool::lease));

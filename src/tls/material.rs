@@ -45,7 +45,7 @@ pub(crate) struct Material {
 
 /// A certificate with its key.
 #[derive(Debug)]
-pub(super) struct Certificate {
+pub(crate) struct Certificate {
     pub(super) certified: Arc<CertifiedKey>,
     /// The hosts that it is good for, in small letters; `*.` stands for one label.
     pub(super) names: Vec<String>,
@@ -105,39 +105,47 @@ impl Material {
 
     /// When the first of the certificates ends, in seconds since 1970.
     pub(super) fn expiry(&self) -> u64 {
-        let ends = self.certificates.iter().map(|it| it.not_after);
-        let first = ends.min().unwrap_or(UNIX_EPOCH);
-        first
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs())
+        let ends = self.certificates.iter().map(Certificate::expiry);
+        ends.min().unwrap_or(0)
     }
 
     /// What works, and will surprise.
     pub(crate) fn doubts(&self, now: SystemTime) -> Vec<Fault> {
         let mut doubts = Vec::new();
         for (index, certificate) in self.certificates.iter().enumerate() {
-            let mut doubt = |message: &str, hint| {
-                let key = format!("certificates[{index}].cert");
-                doubts.push(Fault::new(&key, message, hint));
-            };
-            if now > certificate.not_after {
-                doubt(
-                    "the certificate has expired",
-                    "clients will refuse it: renew it",
-                );
-            }
-            if now < certificate.not_before {
-                doubt(
-                    "the certificate is not valid yet",
-                    "clients will refuse it: look at the clock of this machine",
-                );
-            }
+            let key = format!("certificates[{index}].cert");
+            doubts.extend(certificate.doubts(&key, now));
             if index > 0 && certificate.names.is_empty() {
-                doubt(
+                doubts.push(Fault::new(
+                    &key,
                     "the certificate names no host, and so no client will get it",
                     "put it first, or give it a DNS name (subjectAltName)",
-                );
+                ));
             }
+        }
+        doubts
+    }
+}
+
+// === impl Certificate ===
+
+impl Certificate {
+    /// When it ends, in seconds since 1970.
+    pub(super) fn expiry(&self) -> u64 {
+        let since = self.not_after.duration_since(UNIX_EPOCH);
+        since.map_or(0, |since| since.as_secs())
+    }
+
+    /// What works, and will surprise. `key` names its file.
+    pub(super) fn doubts(&self, key: &str, now: SystemTime) -> Vec<Fault> {
+        let mut doubts = Vec::new();
+        if now > self.not_after {
+            let hint = "whoever sees it will refuse it: renew it";
+            doubts.push(Fault::new(key, "the certificate has expired", hint));
+        }
+        if now < self.not_before {
+            let hint = "whoever sees it will refuse it: look at the clock of this machine";
+            doubts.push(Fault::new(key, "the certificate is not valid yet", hint));
         }
         doubts
     }
@@ -146,7 +154,7 @@ impl Material {
 // === impl Fault ===
 
 impl Fault {
-    fn new(key: &str, message: impl Into<String>, hint: &'static str) -> Self {
+    pub(super) fn new(key: &str, message: impl Into<String>, hint: &'static str) -> Self {
         Self {
             key: key.to_owned(),
             message: message.into(),
@@ -168,7 +176,7 @@ impl fmt::Display for Fault {
 
 // === certificates and keys ===
 
-fn certificate(
+pub(super) fn certificate(
     pair: &config::CertificateFiles,
     at: &str,
     provider: &CryptoProvider,
@@ -271,9 +279,9 @@ fn clients(
     let mut faults = Vec::new();
     let mut files = Vec::new();
     let mut roots = RootCertStore::empty();
-    match read(&clients.ca, "client_ca") {
-        Ok(text) => {
-            faults.extend(add_roots(&mut roots, &text));
+    match self::roots(&clients.ca, "client_ca") {
+        Ok((found, text)) => {
+            roots = found;
             files.push(text);
         }
         Err(fault) => faults.push(fault),
@@ -312,21 +320,19 @@ fn clients(
     }
 }
 
-fn add_roots(roots: &mut RootCertStore, text: &[u8]) -> Option<Fault> {
-    let at = "client_ca";
-    for certificate in CertificateDer::pem_slice_iter(text) {
-        let added = match certificate {
-            Ok(certificate) => roots.add(certificate),
-            Err(error) => return Some(not_pem(at, &error)),
-        };
-        if added.is_err() {
-            let message = "one of its certificates cannot be read";
-            return Some(Fault::new(at, message, DAMAGED));
-        }
+/// The certificates of authorities, at least one, and the file that holds them.
+pub(super) fn roots(file: &Path, at: &str) -> Result<(RootCertStore, Vec<u8>), Fault> {
+    let text = read(file, at)?;
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&text) {
+        let certificate = certificate.map_err(|error| not_pem(at, &error))?;
+        let unreadable = |_| Fault::new(at, "one of its certificates cannot be read", DAMAGED);
+        roots.add(certificate).map_err(unreadable)?;
     }
-    roots
-        .is_empty()
-        .then(|| Fault::new(at, "holds no certificate in PEM", PEM))
+    if roots.is_empty() {
+        return Err(Fault::new(at, "holds no certificate in PEM", PEM));
+    }
+    Ok((roots, text))
 }
 
 fn revocations(text: &[u8], at: &str) -> Result<Vec<CertificateRevocationListDer<'static>>, Fault> {

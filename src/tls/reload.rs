@@ -1,33 +1,58 @@
-//! Looks at a listener's files, and takes up what they say when they have changed.
+//! Looks at the files of TLS, and takes up what they say when they have changed.
 //!
 //! A change is seen by what the file system says of a file, links followed, so the swap of a link to a folder is one too, as
 //! Kubernetes does it with secrets. Files that were just written may be half of a pair; so a change is taken up when it
 //! looks the same a second time. Files that are no good leave all as it was, and are tried again at every look.
 
-use std::{os::unix::fs::MetadataExt, path::Path, sync::Arc};
+use std::{
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use tokio::{task::spawn_blocking, time::sleep};
 
-use super::Tls;
-use crate::config;
+use super::Fault;
+use crate::telemetry::ReloadStats;
 
 /// What tells a file from what it was: where it lies, how large it is, and when it was changed.
 pub(super) type Stamp = Option<[i64; 7]>;
 
-/// Looks at the files of a listener for as long as it is polled.
-pub(crate) async fn watch(tls: Arc<Tls>, listener: String) {
-    let interval = tls.settings.reload_interval;
+/// What is made of files that may change.
+pub(crate) trait Reload: Send + Sync + 'static {
+    /// How often the files are looked at; zero is never.
+    fn interval(&self) -> Duration;
+
+    /// How the files were before they were read.
+    fn first_look(&self) -> Vec<Stamp>;
+
+    /// How the files are.
+    fn look(&self) -> Vec<Stamp>;
+
+    /// Reads the files again. If they are not good, all stays as it was.
+    fn reload(&self) -> Result<(), Vec<Fault>>;
+
+    fn stats(&self) -> &ReloadStats;
+}
+
+/// Looks at the files for as long as somebody uses what was made of them. `whose` they are, the log says.
+pub(crate) async fn watch<T: Reload>(of: Weak<T>, whose: String) {
+    let Some((interval, mut loaded)) = of.upgrade().map(|of| (of.interval(), of.first_look()))
+    else {
+        return;
+    };
     if interval.is_zero() {
         return;
     }
-    let mut loaded = tls.first_look.clone();
     let mut before = loaded.clone();
     let mut told = None;
     loop {
         sleep(interval).await;
-        let looking = Arc::clone(&tls);
+        let Some(files) = of.upgrade() else { return };
+        let looking = Arc::clone(&files);
         // It ends without a result only when the process does.
-        let Ok(now) = spawn_blocking(move || look(&looking.settings)).await else {
+        let Ok(now) = spawn_blocking(move || looking.look()).await else {
             return;
         };
         let settled = now == before;
@@ -38,26 +63,25 @@ pub(crate) async fn watch(tls: Arc<Tls>, listener: String) {
         if now == loaded || !settled {
             continue;
         }
-        let reloading = Arc::clone(&tls);
+        let reloading = Arc::clone(&files);
         let Ok(result) = spawn_blocking(move || reloading.reload()).await else {
             return;
         };
         match result {
             Ok(()) => {
-                tls.stats.reloads.increment();
-                tracing::info!(listener, "the TLS files have changed, and are in use");
+                files.stats().reloads.increment();
+                tracing::info!("{whose}: the TLS files have changed, and are in use");
                 loaded = now;
                 told = None;
             }
             Err(faults) => {
-                tls.stats.reload_failures.increment();
+                files.stats().failures.increment();
                 let faults = faults.iter().map(ToString::to_string);
                 let faults = faults.collect::<Vec<_>>().join("; ");
                 if told.as_ref() != Some(&faults) {
                     tracing::error!(
-                        listener,
                         faults,
-                        "the TLS files have changed, and are not good; what was in use stays"
+                        "{whose}: the TLS files have changed, and are not good; what was in use stays"
                     );
                     told = Some(faults);
                 }
@@ -67,8 +91,8 @@ pub(crate) async fn watch(tls: Arc<Tls>, listener: String) {
 }
 
 /// A look at every file.
-pub(super) fn look(settings: &config::Tls) -> Vec<Stamp> {
-    settings.files().map(|file| stamp(file)).collect()
+pub(super) fn look<'a>(files: impl Iterator<Item = &'a PathBuf>) -> Vec<Stamp> {
+    files.map(|file| stamp(file)).collect()
 }
 
 fn stamp(file: &Path) -> Stamp {

@@ -1,12 +1,12 @@
-//! One TLS session over a socket, on the server's side.
+//! One TLS session over a socket, on either side.
 //!
 //! **Why not `tokio-rustls`.** rustls reads some 4 KiB of the socket at a time. Here one read takes all that the socket has
 //! into a lent buffer, and rustls is fed from that, so that many records are opened for one system call. And what is written
 //! is sealed in one go, up to [`SEAL_AT_ONCE`], and leaves in one vectored write.
 //!
-//! **The end.** A client that is done says so (`close_notify`), and only that reads as the end. A socket that just ends is an
+//! **The end.** A peer that is done says so (`close_notify`), and only that reads as the end. A socket that just ends is an
 //! error: who knows what was cut off. In the same way our own end is told by [`Session::poll_close`] alone, and a session
-//! that is dropped says nothing, so that an answer which broke off never looks complete.
+//! that is dropped says nothing, so that what broke off never looks complete.
 
 use std::{
     io::{self, IoSlice, Read, Write},
@@ -15,7 +15,10 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use rustls::{HandshakeKind, ServerConfig, ServerConnection, pki_types::CertificateDer};
+use rustls::{
+    ClientConfig, ClientConnection, Connection, HandshakeKind, ServerConfig, ServerConnection,
+    pki_types::{CertificateDer, ServerName},
+};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{lent::Lent, socket::Socket};
@@ -26,21 +29,31 @@ const SEAL_AT_ONCE: usize = 128 * 1024;
 
 /// One TLS session.
 pub(super) struct Session {
-    tls: ServerConnection,
+    tls: Connection,
     /// Read from the socket, not yet opened.
     sealed: Lent,
-    /// What broke it, where bytes from before the break were handed on first.
-    broken: Option<io::Error>,
+    /// What broke it; it stays.
+    broken: Option<rustls::Error>,
+    /// An error that waits until the bytes from before it were handed on.
+    held: Option<io::Error>,
     written: u64,
     closing: bool,
+}
+
+/// Which side of a session is ours, and what we bring along.
+#[derive(Clone, Debug)]
+pub(crate) enum Role {
+    Server(Arc<ServerConfig>),
+    /// The server must show a certificate for the name.
+    Client(Arc<ClientConfig>, ServerName<'static>),
 }
 
 /// What the two sides have said to each other before the first byte.
 #[derive(Debug)]
 pub(crate) struct Greeting {
-    /// The protocol that they agreed on, if the client offered any.
+    /// The protocol that they agreed on, if they chose any.
     pub(crate) alpn: Option<Vec<u8>>,
-    /// The client's own certificate.
+    /// The peer's own certificate.
     pub(crate) certificate: Option<CertificateDer<'static>>,
     /// They knew each other from before.
     pub(crate) resumed: bool,
@@ -49,14 +62,18 @@ pub(crate) struct Greeting {
 // === impl Session ===
 
 impl Session {
-    /// `read` is the beginning of the handshake.
-    pub(super) fn new(config: Arc<ServerConfig>, read: Lent) -> Result<Self, rustls::Error> {
-        let mut tls = ServerConnection::new(config)?;
+    /// `read` is what has come of the handshake.
+    pub(super) fn new(role: Role, read: Lent) -> Result<Self, rustls::Error> {
+        let mut tls = match role {
+            Role::Server(config) => Connection::Server(ServerConnection::new(config)?),
+            Role::Client(config, name) => Connection::Client(ClientConnection::new(config, name)?),
+        };
         tls.set_buffer_limit(Some(SEAL_AT_ONCE));
         Ok(Self {
             tls,
             sealed: read,
             broken: None,
+            held: None,
             written: 0,
             closing: false,
         })
@@ -84,6 +101,11 @@ impl Session {
         }
     }
 
+    /// What broke it, if anything has.
+    pub(super) fn broken(&self) -> Option<&rustls::Error> {
+        self.broken.as_ref()
+    }
+
     /// Bytes that the socket has taken.
     pub(super) fn written(&self) -> u64 {
         self.written
@@ -96,7 +118,7 @@ impl Session {
         socket: &mut Socket,
         room: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if let Some(error) = self.broken.take() {
+        if let Some(error) = self.held.take() {
             return Poll::Ready(Err(error));
         }
         let before = room.filled().len();
@@ -109,7 +131,7 @@ impl Session {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
                 Err(error) => {
-                    self.broken = Some(error);
+                    self.held = Some(error);
                     true
                 }
             };
@@ -120,12 +142,12 @@ impl Session {
             match ready!(self.poll_feed(cx, socket)) {
                 Ok(_) => {}
                 Err(error) => {
-                    self.broken = Some(error);
+                    self.held = Some(error);
                     break;
                 }
             }
         }
-        match self.broken.take_if(|_| room.filled().len() == before) {
+        match self.held.take_if(|_| room.filled().len() == before) {
             Some(error) => Poll::Ready(Err(error)),
             None => Poll::Ready(Ok(())),
         }
@@ -157,13 +179,21 @@ impl Session {
                 Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Ok(count) => self.written += count as u64,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
-                Err(error) => return Poll::Ready(Err(error)),
+                Err(error) => {
+                    return Poll::Ready(Err(self.last_words(socket).unwrap_or(error)));
+                }
             }
         }
         Poll::Ready(Ok(()))
     }
 
-    /// Tells the client that this was all.
+    /// What a peer has said that takes no more bytes: one that refuses us says why and closes, and the close is noticed first.
+    fn last_words(&mut self, socket: &Socket) -> Option<io::Error> {
+        while let Ok(1..) = self.take(|room| socket.read_now(room)) {}
+        self.broken.clone().map(invalid)
+    }
+
+    /// Tells the peer that this was all.
     pub(super) fn poll_close(
         &mut self,
         cx: &mut Context<'_>,
@@ -175,15 +205,36 @@ impl Session {
         self.poll_flush(cx, socket)
     }
 
-    /// Hands on to rustls what the socket has, a piece of it; 0 at its end.
+    /// Hands on to rustls what the socket has, a piece of it, and sends what it answers; 0 at the socket's end.
     fn poll_feed(&mut self, cx: &mut Context<'_>, socket: &mut Socket) -> Poll<io::Result<usize>> {
+        let taken = ready!(self.poll_take(cx, socket));
+        // Not what was asked for, and so as far as it goes: an alert, or what belongs to a change of keys.
+        let _ = self.poll_flush(cx, socket);
+        Poll::Ready(taken)
+    }
+
+    fn poll_take(&mut self, cx: &mut Context<'_>, socket: &mut Socket) -> Poll<io::Result<usize>> {
+        let taken = self.take(|room| {
+            let mut room = ReadBuf::new(room);
+            match Pin::new(socket).poll_read(cx, &mut room) {
+                Poll::Ready(read) => read.map(|()| room.filled().len()),
+                Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+            }
+        });
+        match taken {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+            taken => Poll::Ready(taken),
+        }
+    }
+
+    /// Opens what is there, and reads if nothing is.
+    fn take(&mut self, read: impl FnOnce(&mut [u8]) -> io::Result<usize>) -> io::Result<usize> {
         if self.sealed.is_empty() {
-            let (_, read) = self.sealed.fill_with(|room| {
-                let mut room = ReadBuf::new(room);
-                let read = Pin::new(&mut *socket).poll_read(cx, &mut room);
-                (room.filled().len(), read)
+            let (_, read) = self.sealed.fill_with(|room| match read(room) {
+                Ok(count) => (count, Ok(())),
+                Err(error) => (0, Err(error)),
             });
-            ready!(read)?;
+            read?;
         }
         let taken = self.tls.read_tls(&mut self.sealed.filled())?;
         if taken == 0 {
@@ -191,14 +242,18 @@ impl Session {
             self.sealed = Lent::default();
         }
         self.sealed.take(taken);
-        let processed = self.tls.process_new_packets();
-        // Not what was asked for, and so as far as it goes: an alert, or what belongs to a change of keys.
-        let _ = self.poll_flush(cx, socket);
-        match processed {
-            Ok(_) => Poll::Ready(Ok(taken)),
-            Err(error) => Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error))),
+        match self.tls.process_new_packets() {
+            Ok(_) => Ok(taken),
+            Err(error) => {
+                self.broken = Some(error.clone());
+                Err(invalid(error))
+            }
         }
     }
+}
+
+fn invalid(error: rustls::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
 /// A socket as rustls writes to it.

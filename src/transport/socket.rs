@@ -1,11 +1,12 @@
 //! A connected stream socket, whatever it is connected over.
 
 use std::{
-    io::{self, IoSlice},
+    io::{self, IoSlice, Read as _},
     pin::Pin,
     task::{Context, Poll},
 };
 
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
@@ -21,6 +22,14 @@ pub(crate) enum Socket {
 // === impl Socket ===
 
 impl Socket {
+    /// Reads what the kernel has, also where the runtime has not heard of it yet.
+    pub(super) fn read_now(&self, room: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(socket) => (&*SockRef::from(socket)).read(room),
+            Self::Unix(socket) => (&*SockRef::from(socket)).read(room),
+        }
+    }
+
     fn poll_with(self: Pin<&mut Self>) -> Pin<&mut (dyn Duplex + Unpin)> {
         match self.get_mut() {
             Self::Tcp(socket) => Pin::new(socket),

@@ -3,16 +3,14 @@
 use std::{
     io::{self, IoSlice},
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
 };
 
-use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
     lent::Lent,
-    session::{Greeting, Session},
+    session::{Greeting, Role, Session},
     socket::Socket,
 };
 
@@ -35,16 +33,12 @@ impl Wire {
     }
 
     /// From now on under TLS. `read` was read from the socket already and belongs to the handshake.
-    pub(super) fn secure(
-        &mut self,
-        config: Arc<ServerConfig>,
-        read: Lent,
-    ) -> Result<(), rustls::Error> {
-        self.session = Some(Box::new(Session::new(config, read)?));
+    pub(super) fn secure(&mut self, role: Role, read: Lent) -> Result<(), rustls::Error> {
+        self.session = Some(Box::new(Session::new(role, read)?));
         Ok(())
     }
 
-    /// Ready when the handshake is done. One that fails tells the client why, and leaves the socket in the clear, for what
+    /// Ready when the handshake is done. One that fails tells the peer why, and leaves the socket in the clear, for what
     /// is left to be read and thrown away.
     pub(super) fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Greeting>> {
         let Some(session) = &mut self.session else {
@@ -98,6 +92,11 @@ impl Wire {
             ready!(session.poll_close(cx, &mut self.socket))?;
         }
         Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+
+    /// What has broken the session, if anything has.
+    pub(super) fn broken(&self) -> Option<&rustls::Error> {
+        self.session.as_ref()?.broken()
     }
 
     pub(super) fn socket(&self) -> &Socket {

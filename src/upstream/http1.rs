@@ -27,8 +27,7 @@ use tokio::{
 use crate::{
     config::Address,
     stall::StallWatch,
-    transport::Transport,
-    upstream::{Shared, balance::Load, connect::connect},
+    upstream::{Shared, balance::Load},
 };
 
 type Sender = http1::SendRequest<Body>;
@@ -118,25 +117,20 @@ impl Pool {
     }
 
     async fn dial(self: &Rc<Self>) -> Result<Sender, Error> {
-        let failed = |error: &dyn fmt::Display| {
-            self.failed_at.set(Some(Instant::now()));
-            self.shared.stats.connect_failures.increment();
-            tracing::warn!(cluster = %self.shared.name, endpoint = %self.address, %error, "no connection");
-            self.shared.unavailable(
-                "upstream_connect_failed",
-                format_args!("no connection to {}: {error}", self.address),
-            )
+        let opened = async {
+            let transport = self.shared.dial(&self.address).await?;
+            let mut builder = http1::Builder::new();
+            builder.max_buf_size(64 * 1024);
+            let (sender, connection) = builder
+                .handshake(TokioIo::new(transport.clone()))
+                .await
+                .map_err(io::Error::other)?;
+            Ok((transport, sender, connection))
         };
-        let socket = connect(&self.address)
-            .await
-            .map_err(|error: io::Error| failed(&error))?;
-        let mut builder = http1::Builder::new();
-        builder.max_buf_size(64 * 1024);
-        let transport = Transport::new(socket);
-        let (sender, connection) = builder
-            .handshake(TokioIo::new(transport.clone()))
-            .await
-            .map_err(|error| failed(&error))?;
+        let (transport, sender, connection) = opened.await.map_err(|error: io::Error| {
+            self.failed_at.set(Some(Instant::now()));
+            self.shared.no_connection(&self.address, &error)
+        })?;
         self.failed_at.set(None);
         let shared = Rc::clone(&self.shared);
         spawn_local(async move {
@@ -246,11 +240,16 @@ impl Lease {
             }
             source = cause.source();
         }
-        self.pool
-            .shared
-            .unavailable("upstream_lost", "the connection to the upstream was lost")
-            .with_http_status(502)
-            .with_source(error)
+        let Pool {
+            shared, address, ..
+        } = &*self.pool;
+        // Under TLS, an upstream may refuse us after the handshake only: with the answer to the first request.
+        let refusal = (shared.tls.as_ref()).and_then(|tls| tls.refusal(&error, address));
+        let lost = match refusal {
+            Some(refusal) => shared.unavailable("upstream_tls_failed", refusal),
+            None => shared.unavailable("upstream_lost", "the connection to the upstream was lost"),
+        };
+        lost.with_http_status(502).with_source(error)
     }
 }
 

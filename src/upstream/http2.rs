@@ -39,7 +39,6 @@ use crate::{
     upstream::{
         Shared,
         balance::{Load, PASS_OVER},
-        connect::connect,
     },
 };
 
@@ -176,23 +175,13 @@ impl Pool {
         let guard = DialGuard(Rc::clone(&self));
         let wait = self.shared.settings.connect_timeout;
         let opened = timeout(wait, async {
-            let transport = Transport::new(connect(&self.address).await?);
-            transport.batch();
-            let (sender, mut connection) = driven(
-                transport.clone(),
-                self.builder().handshake(transport.clone()),
-            )
-            .await?
-            .map_err(io::Error::other)?;
-            let mut driver = Driver {
-                ping: connection.ping_pong().expect("it is taken once"),
-                connection,
-                transport,
-                stall: StallWatch::new(self.shared.settings.stall),
-                keepalive: Keepalive::new(&self.shared.settings.http2.keepalive),
-            };
-            driver.settings().await?;
-            Ok::<_, io::Error>((sender, driver))
+            let transport = self.shared.dial(&self.address).await?;
+            let opened = self.open(transport.clone()).await;
+            // The codec above passes on the words of what broke TLS, and no more.
+            opened.map_err(|error| match (&self.shared.tls, transport.broken()) {
+                (Some(tls), Some(cause)) => tls.explained(io::Error::other(cause), &self.address),
+                _ => error,
+            })
         })
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
@@ -224,12 +213,31 @@ impl Pool {
             }
             Err(error) => {
                 self.failed_at.set(Some(Instant::now()));
-                self.shared.stats.connect_failures.increment();
-                tracing::warn!(cluster = %self.shared.name, endpoint = %self.address, %error, "no connection");
+                let error = self.shared.no_connection(&self.address, &error);
                 self.fail_waiting(&error);
                 drop(guard);
             }
         }
+    }
+
+    /// Begins HTTP/2 on a connection, and waits for the peer's SETTINGS.
+    async fn open(
+        &self,
+        transport: Transport,
+    ) -> io::Result<(client::SendRequest<Payload>, Driver)> {
+        transport.batch();
+        let handshake = self.builder().handshake(transport.clone());
+        let handshake = driven(transport.clone(), handshake).await?;
+        let (sender, mut connection) = handshake.map_err(io::Error::other)?;
+        let mut driver = Driver {
+            ping: connection.ping_pong().expect("it is taken once"),
+            connection,
+            transport,
+            stall: StallWatch::new(self.shared.settings.stall),
+            keepalive: Keepalive::new(&self.shared.settings.http2.keepalive),
+        };
+        driver.settings().await?;
+        Ok((sender, driver))
     }
 
     fn builder(&self) -> client::Builder {
@@ -269,17 +277,13 @@ impl Pool {
     }
 
     /// After a dial that failed: those who wait hear of it, unless there is still something to wait for.
-    fn fail_waiting(&self, error: &io::Error) {
+    fn fail_waiting(&self, error: &Error) {
         let mut state = self.state.borrow_mut();
         if !state.connections.is_empty() || state.dialing > 1 {
             return;
         }
         for slot in state.waiting.drain(..) {
-            let error = self.shared.unavailable(
-                "upstream_connect_failed",
-                format_args!("no connection to {}: {error}", self.address),
-            );
-            let _ = slot.send(Err(error));
+            let _ = slot.send(Err(error.clone()));
         }
     }
 

@@ -18,6 +18,7 @@
 //! | `start` | what a newcomer meets: files to start with, the first lines, completions, manual pages |
 //! | `strangers` | what clients get that do not keep to the protocol, or keep to the least of it |
 //! | `tls` | TLS on listeners: who is let in, and what becomes of sessions and of files that change |
+//! | `upstream_tls` | TLS towards upstreams: whom the proxy believes, what it shows, and what a cut looks like |
 //! | `upstreams` | which connection and which endpoint a stream takes |
 //!
 //! Each test is named as what it promises. Ports are 0, every wait is bounded, and nothing sleeps to give others time: a test
@@ -49,4 +50,5 @@ mod strangers;
 )]
 mod support;
 mod tls;
+mod upstream_tls;
 mod upstreams;

@@ -221,7 +221,7 @@ impl Resolve<'_> {
         };
         let instance = self.instance(raw.instance, name, path);
         Some(Component {
-            cluster: Cluster::of_binding(name, address?, Protocol::Http2),
+            cluster: Cluster::of_binding(name, address?, Protocol::Http2, None),
             instance,
             metadata: raw.metadata.unwrap_or_default(),
             ping: or(raw.ping, Component::PING),
@@ -276,8 +276,20 @@ impl Resolve<'_> {
         }
         let url = url.ok()?;
         let protocol = raw.protocol.unwrap_or(Protocol::Http1);
+        let tls_path = format!("{path}.tls");
+        if raw.tls.is_some() && !url.tls {
+            let hint = "let the URL begin with `https://`, or leave it out";
+            self.faults
+                .add_key(&tls_path, "means nothing without `https`", hint);
+        }
+        let tls = url.tls.then(|| {
+            let mut tls = raw.tls.unwrap_or_default();
+            let host = url.authority.host().trim_matches(['[', ']']);
+            tls.server_name.get_or_insert_with(|| host.to_owned());
+            self.upstream_tls(tls, std::slice::from_ref(&url.address), &tls_path)
+        });
         Some(HttpTarget {
-            cluster: Cluster::of_binding(name, url.address, protocol),
+            cluster: Cluster::of_binding(name, url.address, protocol, tls),
             authority: url.authority,
             path_and_query: url.path_and_query,
             method,
@@ -304,6 +316,7 @@ impl Resolve<'_> {
 
 /// What an HTTP URL says.
 struct Url {
+    tls: bool,
     address: Address,
     authority: Authority,
     path_and_query: PathAndQuery,
@@ -314,14 +327,11 @@ fn read_url(text: &str) -> Result<Url, (String, &'static str)> {
     const EXAMPLE: &str = "write one such as `http://127.0.0.1:8000/in`";
     let no_url = || (format!("`{text}` is not an HTTP URL"), EXAMPLE);
     let uri: Uri = text.parse().map_err(|_| no_url())?;
-    match uri.scheme_str() {
-        Some("http") => {}
-        Some("https") => {
-            let hint = "write `http`, or put a proxy that adds TLS on this machine in between";
-            return Err(("TLS to upstreams is not there yet".into(), hint));
-        }
+    let (tls, standard_port) = match uri.scheme_str() {
+        Some("http") => (false, 80),
+        Some("https") => (true, 443),
         Some(_) | None => return Err(no_url()),
-    }
+    };
     let parts = uri.into_parts();
     let authority = parts.authority.ok_or_else(no_url)?;
     if authority.as_str().contains('@') {
@@ -333,7 +343,7 @@ fn read_url(text: &str) -> Result<Url, (String, &'static str)> {
         return Err(("a fragment of a URL is not sent".into(), hint));
     }
     let port = match authority.as_str().strip_prefix(authority.host()) {
-        Some("") => 80,
+        Some("") => standard_port,
         _ => (authority.port_u16().filter(|port| *port > 0)).ok_or_else(|| {
             let hint = "a port is a number from 1 to 65535";
             (format!("`{authority}` has no valid port"), hint)
@@ -350,6 +360,7 @@ fn read_url(text: &str) -> Result<Url, (String, &'static str)> {
         format!("/{target}")
     };
     Ok(Url {
+        tls,
         address,
         authority,
         path_and_query: target.parse().map_err(|_| no_url())?,

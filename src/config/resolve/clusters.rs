@@ -12,9 +12,10 @@ impl Resolve<'_> {
             let message = format!("names that begin with `{BINDING_CLUSTER}` belong to bindings");
             self.faults.add_key(&path, &message, "choose another name");
         }
-        let endpoints = (raw.endpoints.iter().enumerate())
+        let endpoints: Vec<Address> = (raw.endpoints.iter().enumerate())
             .map(|(index, text)| self.endpoint(text, &format!("{path}.endpoints[{index}]")))
             .collect();
+        let tls = (raw.tls).map(|tls| self.upstream_tls(tls, &endpoints, &format!("{path}.tls")));
         let pool = resolve_pool(&raw.pool.unwrap_or_default());
         let http2 = raw.http2.unwrap_or_default();
         let streams = pool.max_streams_per_connection;
@@ -25,6 +26,7 @@ impl Resolve<'_> {
             name,
             endpoints,
             protocol: raw.protocol.unwrap_or_default(),
+            tls,
             http2: http2::resolve(&http2, windows),
             connect_timeout: or(raw.connect_timeout, Cluster::CONNECT_TIMEOUT),
             pool,

@@ -1,22 +1,20 @@
-//! TLS of a listener: which files, and whether they are any good.
+//! TLS of listeners and of clusters: which files, and whether they are any good.
 
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use rustls::pki_types::ServerName;
+
 use super::{Resolve, or};
-use crate::config::{CertificateFiles, Clients, Tls, raw};
-use crate::tls::Material;
+use crate::config::tls::RELOAD_INTERVAL;
+use crate::config::{Address, CertificateFiles, Clients, Tls, UpstreamTls, raw};
+use crate::tls::{Fault, Material, Upstream};
 
 impl Resolve<'_> {
     pub(super) fn tls(&mut self, raw: raw::Tls, path: &str) -> Tls {
         let tls = Tls {
-            certificates: (raw.certificates.into_iter())
-                .map(|pair| CertificateFiles {
-                    cert: pair.cert.into(),
-                    key: pair.key.into(),
-                })
-                .collect(),
-            reload_interval: or(raw.reload_interval, Tls::RELOAD_INTERVAL),
+            certificates: raw.certificates.into_iter().map(pair).collect(),
+            reload_interval: or(raw.reload_interval, RELOAD_INTERVAL),
             clients: raw.client_ca.as_ref().map(|ca| Clients {
                 ca: ca.into(),
                 auth: raw.client_auth.unwrap_or_default(),
@@ -43,20 +41,72 @@ impl Resolve<'_> {
         if !self.faults.trusts(path) {
             return tls;
         }
-        match Material::load(&tls) {
-            Ok(material) => {
-                for doubt in material.doubts(SystemTime::now()) {
-                    let path = format!("{path}.{}", doubt.key);
-                    self.faults.warn(&path, doubt.message, doubt.hint);
-                }
+        let found = Material::load(&tls).map(|material| material.doubts(SystemTime::now()));
+        self.files(found, path);
+        tls
+    }
+
+    /// Towards these endpoints.
+    pub(super) fn upstream_tls(
+        &mut self,
+        raw: raw::UpstreamTls,
+        endpoints: &[Address],
+        path: &str,
+    ) -> UpstreamTls {
+        let server_name = raw.server_name.and_then(|text| {
+            let name = ServerName::try_from(text.clone()).ok();
+            if name.is_none() {
+                let message = format!("`{text}` is no name that a certificate can be for");
+                let hint = "write a host name or an IP address, without a port";
+                self.faults
+                    .add(&format!("{path}.server_name"), message, hint);
             }
-            Err(faults) => {
-                for fault in faults {
-                    let path = format!("{path}.{}", fault.key);
-                    self.faults.add(&path, fault.message, fault.hint);
-                }
+            name
+        });
+        let tls = UpstreamTls {
+            ca: raw.ca.map(Into::into),
+            server_name,
+            certificate: raw.certificate.map(pair),
+            reload_interval: or(raw.reload_interval, RELOAD_INTERVAL),
+        };
+        if !self.faults.trusts(path) {
+            return tls;
+        }
+        for endpoint in endpoints {
+            if tls.name_of(endpoint).is_none() {
+                let message = format!("nothing says what the certificate of `{endpoint}` is for");
+                self.faults.add(
+                    path,
+                    message,
+                    "add `server_name`: the name in its certificate",
+                );
+                return tls;
             }
         }
+        self.files(Upstream::check(&tls), path);
         tls
+    }
+
+    /// Tells what was found in the files: what is worth a look, or what is wrong.
+    fn files(&mut self, found: Result<Vec<Fault>, Vec<Fault>>, path: &str) {
+        let (doubts, faults) = match found {
+            Ok(doubts) => (doubts, Vec::new()),
+            Err(faults) => (Vec::new(), faults),
+        };
+        for doubt in doubts {
+            let path = format!("{path}.{}", doubt.key);
+            self.faults.warn(&path, doubt.message, doubt.hint);
+        }
+        for fault in faults {
+            let path = format!("{path}.{}", fault.key);
+            self.faults.add(&path, fault.message, fault.hint);
+        }
+    }
+}
+
+fn pair(raw: raw::CertificateFiles) -> CertificateFiles {
+    CertificateFiles {
+        cert: raw.cert.into(),
+        key: raw.key.into(),
     }
 }
