@@ -44,7 +44,7 @@ listeners:
   - {{name: plain, address: 127.0.0.1:{port}}}
 filters: [metrics]
 clusters:
-  grpc: {{endpoints: [127.0.0.1:{grpc}]}}
+  grpc: {{endpoints: [127.0.0.1:{grpc}]{tls}}}
   http1: {{endpoints: [127.0.0.1:{http1}], protocol: http1}}
   http2: {{endpoints: [127.0.0.1:{http2}]}}
   down: {{endpoints: [127.0.0.1:{nobody}]}}
@@ -54,6 +54,7 @@ routes:
   - {{name: http2, match: {{path_prefix: /http2/}}, cluster: http2}}
   - {{name: down, match: {{path_prefix: /down/}}, cluster: down}}
 """
+TLS = ", tls: {{ca: {0}/ca.pem, server_name: localhost, certificate: {{cert: {0}/client.pem, key: {0}/client.key}}}}"
 
 
 # === The clients with checks of their own ===
@@ -234,11 +235,11 @@ def aborted_upload(proxy, version):
 # === All together ===
 
 
-def through(tally, binary, name, ports, plain):
+def through(tally, binary, name, ports, plain, tls=""):
     """Everything that goes through one proxy."""
     with contextlib.ExitStack() as stack:
         [nobody] = free_ports(1)
-        proxy = Proxy(stack, binary, CONFIG, nobody=nobody, service=SERVICE, **ports)
+        proxy = Proxy(stack, binary, CONFIG, nobody=nobody, service=SERVICE, tls=tls, **ports)
         with log_on_failure(proxy):
             checks(tally, proxy, name, plain)
 
@@ -287,6 +288,10 @@ def stacks(tally, binary):
         for name, port, plain in [("grpcio", grpcio, True), ("grpc-js", grpcjs, False)]:
             ports = {"grpc": port, "http1": http1, "http2": http2}
             through(tally, binary, name, ports, plain)
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        run(binary, "certs", "--name", "localhost", "--dir", folder, check=True)
+        ports["grpc"] = server(stack, PYTHON, "grpcio_server.py", folder)
+        through(tally, binary, "grpcio under TLS", ports, False, TLS.format(folder))
 
 
 PARTS = {"stacks": stacks, "bindings": bindings.all_of_it, "stores": stores.all_of_it}

@@ -1,7 +1,10 @@
-"""The service of echo.proto on grpcio. Prints its port, and ends with its standard input."""
+"""The service of echo.proto on grpcio. Prints its port, and ends with its standard input.
+
+With a folder of `thalweg certs` it speaks TLS, and wants a certificate of its clients."""
 
 import concurrent.futures
 import hashlib
+import pathlib
 import sys
 import threading
 
@@ -98,7 +101,13 @@ def seen(request, context):
     return note(f"{state} {deadline:.3f}" if given else f"{state} none")
 
 
-def main():
+def mutual(folder):
+    """The server's side of TLS in which both show a certificate."""
+    ca, cert, key = (pathlib.Path(folder, name).read_bytes() for name in ["ca.pem", "server.pem", "server.key"])
+    return grpc.ssl_server_credentials([(key, cert)], root_certificates=ca, require_client_auth=True)
+
+
+def main(*folder):
     server = grpc.server(
         concurrent.futures.ThreadPoolExecutor(32),
         options=[
@@ -116,10 +125,14 @@ def main():
     }
     handler = grpc.method_handlers_generic_handler("thalweg.interop.Echo", methods)
     server.add_generic_rpc_handlers((handler,))
-    print(server.add_insecure_port("127.0.0.1:0"), flush=True)
+    if folder:
+        port = server.add_secure_port("127.0.0.1:0", mutual(*folder))
+    else:
+        port = server.add_insecure_port("127.0.0.1:0")
+    print(port, flush=True)
     server.start()
     sys.stdin.read()
     server.stop(None)
 
 
-main()
+main(*sys.argv[1:])
