@@ -12,11 +12,7 @@
 //! With a token in the configuration, all but the two probes want it as `Authorization: Bearer TOKEN`.
 
 use std::{
-    convert::Infallible,
-    io,
-    net::{SocketAddr, TcpListener},
-    sync::Arc,
-    thread,
+    convert::Infallible, future::pending, io, net::SocketAddr, pin::pin, sync::Arc, thread,
     time::Duration,
 };
 
@@ -36,9 +32,11 @@ use tokio::{
 
 use crate::{
     bindings::{self, Components},
-    config::{Admin, Config},
-    drain::{Phase, advance},
+    config::{Address, Admin, Config},
+    drain::{Phase, advance, reached},
+    listener::{Bound, Sockets},
     telemetry::Telemetry,
+    worker::AcceptedSocket,
 };
 
 /// More than an operator and his scrapers need.
@@ -59,14 +57,14 @@ struct Endpoints {
 /// Binds the address and serves it for as long as the process lives.
 pub(crate) fn start(
     settings: &Admin,
+    sockets: &mut Sockets,
     config: &Arc<Config>,
     components: &Arc<Components>,
     telemetry: &Telemetry,
     phases: watch::Sender<Phase>,
 ) -> io::Result<SocketAddr> {
-    let listener = TcpListener::bind(settings.address)?;
-    listener.set_nonblocking(true)?;
-    let address = listener.local_addr()?;
+    let listener = sockets.listen(&Address::Tcp(settings.address))?;
+    let address = listener.tcp_address()?;
     let endpoints = Endpoints {
         registry: telemetry.registry(),
         config: Arc::clone(config),
@@ -74,31 +72,44 @@ pub(crate) fn start(
         token: settings.token.clone(),
         phases,
     };
+    let takeover = config.takeover;
     thread::Builder::new().name("admin".into()).spawn(
         move || match Builder::new_current_thread()
             .enable_all()
             .build_local(LocalOptions::default())
         {
-            Ok(runtime) => runtime.block_on(serve(listener, Arc::new(endpoints))),
+            Ok(runtime) => runtime.block_on(serve(listener, takeover, Arc::new(endpoints))),
             Err(error) => tracing::error!(%error, "the admin endpoints could not start"),
         },
     )?;
     Ok(address)
 }
 
-async fn serve(listener: TcpListener, endpoints: Arc<Endpoints>) {
-    let listener = match tokio::net::TcpListener::from_std(listener) {
+async fn serve(listener: Bound, takeover: bool, endpoints: Arc<Endpoints>) {
+    let listener = match listener.register() {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "the admin endpoints could not start"),
     };
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let phases = endpoints.phases.subscribe();
+    let mut handed_on = pin!(async {
+        reached(phases, Phase::Draining).await;
+        if !takeover {
+            pending::<()>().await;
+        }
+    });
     loop {
         let permit = Arc::clone(&permits)
             .acquire_owned()
             .await
             .expect("the semaphore is never closed");
-        let socket = match listener.accept().await {
-            Ok((socket, _)) => socket,
+        let accepted = tokio::select! {
+            // Whoever has taken over answers from now on. Those who are connected already are answered to the end.
+            () = &mut handed_on => break,
+            accepted = listener.accept() => accepted,
+        };
+        let socket = match accepted.and_then(AcceptedSocket::adopt) {
+            Ok(socket) => socket,
             Err(error) => {
                 tracing::warn!(%error, "an accept failed on the admin address; trying again");
                 tokio::time::sleep(RETRY_ACCEPT).await;
@@ -121,6 +132,8 @@ async fn serve(listener: TcpListener, endpoints: Arc<Endpoints>) {
             }
         });
     }
+    drop(listener);
+    pending().await
 }
 
 impl Endpoints {

@@ -12,7 +12,7 @@ use crate::{
     bindings::{Components, Shared, Stores},
     config::{Address, Config},
     drain::{Phase, advance, reached},
-    listener::Listener,
+    listener::{Listener, Sockets},
     serve::Front,
     telemetry::Telemetry,
     tls::{self, Tls, Upstreams},
@@ -44,6 +44,11 @@ pub struct StartError {
 impl App {
     /// Binds every address and starts to serve.
     pub async fn start(config: Config) -> Result<Self, StartError> {
+        let sockets = Sockets::from_environment(config.takeover);
+        let mut sockets = sockets.map_err(|source| StartError {
+            what: "cannot use the sockets that were handed over (LISTEN_FDS)".into(),
+            source,
+        })?;
         let telemetry = Arc::new(Telemetry::new(&config.dapr));
         let stores = Stores::open(&config).map_err(|(binding, source)| StartError {
             what: format!("binding {binding}: cannot open its store"),
@@ -86,10 +91,12 @@ impl App {
                     settings.name, settings.address
                 )
             };
-            listeners.push(Listener::bind(front).await.map_err(|source| StartError {
-                what: what(),
-                source,
-            })?);
+            listeners.push(
+                Listener::bind(front, &mut sockets).map_err(|source| StartError {
+                    what: what(),
+                    source,
+                })?,
+            );
         }
         let mut addresses = Vec::new();
         for (settings, listener) in config.listeners.iter().zip(&listeners) {
@@ -104,6 +111,7 @@ impl App {
                 let what = || format!("admin: cannot listen on {}", settings.address);
                 let started = admin::start(
                     settings,
+                    &mut sockets,
                     &config,
                     &shared.components,
                     &telemetry,
@@ -116,6 +124,9 @@ impl App {
             }
             None => None,
         };
+        for address in sockets.unused() {
+            tracing::warn!(socket = %address, "a socket was handed over, and no listener has its address");
+        }
         let workers: Vec<Handle> = (0..config.workers)
             .map(|index| {
                 worker::start(

@@ -66,6 +66,8 @@ pub struct Config {
     pub admin: Option<Admin>,
     /// Threads that carry streams.
     pub workers: usize,
+    /// Whether a new process may listen on the same addresses while this one runs.
+    pub takeover: bool,
     /// How it stops.
     pub drain: Drain,
     /// The proxy's own health service, unless it is switched off.

@@ -418,7 +418,8 @@ impl Handle {
 // === impl AcceptedSocket ===
 
 impl AcceptedSocket {
-    fn adopt(self) -> io::Result<Socket> {
+    /// Makes it one of this thread's runtime.
+    pub(crate) fn adopt(self) -> io::Result<Socket> {
         Ok(match self {
             Self::Tcp(socket) => Socket::Tcp(TcpStream::from_std(socket)?),
             Self::Unix(socket) => Socket::Unix(UnixStream::from_std(socket)?),

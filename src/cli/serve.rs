@@ -5,6 +5,7 @@ use std::{
     process::ExitCode,
 };
 
+use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -58,14 +59,23 @@ async fn run(config: Config) -> ExitCode {
     };
     // Nobody has to read it.
     let _ = write!(io::stdout(), "{welcome}");
+    tell(NotifyState::Ready);
     tokio::select! {
         () = signals.next() => {}
         () = app.asked_to_drain() => {}
     }
+    tell(NotifyState::Stopping);
     tracing::info!("draining; a second signal ends it at once");
     tokio::select! {
         () = app.drain() => ExitCode::SUCCESS,
         () = signals.next() => ExitCode::FAILURE,
+    }
+}
+
+/// Tells whoever started the process how far it is, if that is wanted (`NOTIFY_SOCKET`, as systemd has it).
+fn tell(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "NOTIFY_SOCKET takes no news");
     }
 }
 

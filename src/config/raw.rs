@@ -30,6 +30,12 @@ pub(super) struct Config {
     #[schemars(range(min = 1, max = 1024))]
     pub(super) workers: Option<Count>,
 
+    /// Lets a new process listen on the addresses of this one while this one still runs, the port of the
+    /// operator among them, so that a new binary takes over without a refused connection. Both must
+    /// have it, and run as the same user. Default `false`: a second process is mostly a mistake, and hears
+    /// that the address is in use.
+    pub(super) takeover: Option<bool>,
+
     /// How Thalweg stops.
     pub(super) drain: Option<Drain>,
 

@@ -39,6 +39,7 @@ pub(super) fn resolve(raw: raw::Config, env: &Environment<'_>, faults: &mut Repo
     Config {
         admin,
         workers: raw.workers.map_or_else(cores, Count::usize),
+        takeover: raw.takeover.unwrap_or(false),
         drain: drain(raw.drain.unwrap_or_default()),
         health_service: health_service(&raw.health_service.unwrap_or_default()),
         dapr: bindings::dapr(raw.dapr.unwrap_or_default()),

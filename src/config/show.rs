@@ -22,6 +22,7 @@ pub(super) fn config(config: &Config) -> Value {
     json!({
         "admin": admin(config.admin.as_ref()),
         "workers": config.workers,
+        "takeover": config.takeover,
         "drain": {
             "delay": duration(config.drain.delay),
             "timeout": duration(config.drain.timeout),

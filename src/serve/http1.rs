@@ -9,6 +9,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use futures_util::FutureExt as _;
 use http::{Request, Response};
 use http_body::{Frame, SizeHint};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -20,7 +21,7 @@ use tokio::time::sleep;
 use crate::{
     eager::eager,
     headers,
-    serve::{Client, Front, answer, drained, linger, stream_context},
+    serve::{Client, Front, LINGER, answer, drained, linger, stream_context},
     stall::StallWatch,
     transport::Transport,
     worker::{Live, Worker},
@@ -34,7 +35,6 @@ pub(super) async fn serve(
     worker: Rc<Worker>,
 ) {
     let settings = &front.settings;
-    let drain = drained(Rc::clone(&worker));
     let window = settings.http2.http2.stream_window as usize;
     let most_headers = settings.http1.max_headers;
     let asked = Cell::new(false);
@@ -56,22 +56,35 @@ pub(super) async fn serve(
             .max_buf_size(settings.http1.max_header_bytes)
             .serve_connection(TokioIo::new(transport.clone()), service)
     );
-    let mut drain = pin!(drain);
-    let mut drains = false;
+    let mut drain = pin!(drained(Rc::clone(&worker)).fuse());
+    // The first request of a connection that is just there is on its way: it is waited for.
+    let mut first_request = pin!(
+        async {
+            drained(Rc::clone(&worker)).await;
+            sleep(LINGER).await;
+        }
+        .fuse()
+    );
+    let (mut drains, mut told) = (false, false);
     let mut first_headers = pin!(sleep(settings.timeouts.first_headers));
     let mut stall = StallWatch::new(settings.timeouts.stall);
     let result = std::future::poll_fn(|cx| {
-        if !drains && drain.as_mut().poll(cx).is_ready() {
-            drains = true;
+        loop {
+            if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
+                return Poll::Ready(match ended {
+                    Ok(()) => Ok(()),
+                    // The client has paused for longer than `keep_alive`.
+                    Err(error) if error.is_timeout() => Ok(()),
+                    Err(error) => Err(error.to_string()),
+                });
+            }
+            drains |= drain.as_mut().poll(cx).is_ready();
+            let late = first_request.as_mut().poll(cx).is_ready();
+            if told || !drains || !(asked.get() || late) {
+                break;
+            }
+            told = true;
             connection.as_mut().graceful_shutdown();
-        }
-        if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
-            return Poll::Ready(match ended {
-                Ok(()) => Ok(()),
-                // The client has paused for longer than `keep_alive`.
-                Err(error) if error.is_timeout() => Ok(()),
-                Err(error) => Err(error.to_string()),
-            });
         }
         if !asked.get() && first_headers.as_mut().poll(cx).is_ready() {
             front.stats.first_headers_timeouts.increment();

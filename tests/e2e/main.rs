@@ -17,6 +17,7 @@
 //! | `shapes` | every kind of call, as client and upstream see it |
 //! | `start` | what a newcomer meets: files to start with, the first lines, completions, manual pages |
 //! | `strangers` | what clients get that do not keep to the protocol, or keep to the least of it |
+//! | `takeover` | a new process takes the addresses of an old one, and no client notices |
 //! | `tls` | TLS on listeners: who is let in, and what becomes of sessions and of files that change |
 //! | `upstream_tls` | TLS towards upstreams: whom the proxy believes, what it shows, and what a cut looks like |
 //! | `upstreams` | which connection and which endpoint a stream takes |
@@ -49,6 +50,7 @@ mod strangers;
     reason = "a vocabulary; not every word is needed at every time"
 )]
 mod support;
+mod takeover;
 mod tls;
 mod upstream_tls;
 mod upstreams;

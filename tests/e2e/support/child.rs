@@ -1,6 +1,7 @@
 //! The proxy as a process of its own: for exit codes, signals, memory and limits of the system.
 
 use std::{
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
 };
@@ -30,6 +31,8 @@ pub(crate) struct Running {
     /// The listener.
     pub(crate) address: Address,
     pub(crate) operator: Operator,
+    /// What it said before it listened.
+    pub(crate) warnings: String,
     process: process::Child,
     stdout: Lines<BufReader<ChildStdout>>,
     stderr: Lines<BufReader<ChildStderr>>,
@@ -96,6 +99,9 @@ fn plain(mut command: Command) -> Command {
         .env_remove("THALWEG_ADMIN")
         .env_remove("THALWEG_ADMIN_TOKEN")
         .env_remove("DAPR_API_TOKEN")
+        .env_remove("NOTIFY_SOCKET")
+        .env_remove("LISTEN_FDS")
+        .env_remove("LISTEN_PID")
         .env("NO_COLOR", "1")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -131,6 +137,26 @@ impl Running {
         Self::launch(shell, &with_the_rest(yaml), true).await
     }
 
+    /// With a configuration as it is written, and with a listening socket that somebody else has bound, as a supervisor hands
+    /// it over.
+    pub(crate) async fn handed(socket: OwnedFd, yaml: &str) -> Self {
+        let mut shell = plain(Command::new("sh"));
+        // Only the process itself knows its number before it runs.
+        shell
+            .arg("-c")
+            .arg("exec 3<&0 </dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" \"$@\"")
+            .arg(env!("CARGO_BIN_EXE_thalweg"))
+            .stdin(socket);
+        Self::launch(shell, yaml, true).await
+    }
+
+    /// With a configuration as it is written; it tells how far it is on the socket at this path.
+    pub(crate) async fn notifying(path: &Path, yaml: &str) -> Self {
+        let mut command = binary();
+        command.env("NOTIFY_SOCKET", path);
+        Self::launch(command, yaml, true).await
+    }
+
     /// The same as `start`, started as `thalweg`, and no more said, in the folder of its configuration.
     pub(crate) async fn without_arguments(yaml: &str) -> Self {
         Self::launch(binary(), &with_the_rest(yaml), false).await
@@ -144,7 +170,7 @@ impl Running {
         let mut process = command.current_dir(folder.path()).spawn().unwrap();
         let stdout = BufReader::new(process.stdout.take().unwrap()).lines();
         let mut stderr = BufReader::new(process.stderr.take().unwrap()).lines();
-        let listening = until(&mut stderr, "address=").await;
+        let (warnings, listening) = until_after(&mut stderr, "address=").await;
         let (_, address) = listening.split_once("address=").unwrap();
         let admin = until(&mut stderr, "admin on http://").await;
         let (_, admin) = admin.split_once("http://").unwrap();
@@ -156,6 +182,7 @@ impl Running {
                 None => Address::Tcp(address.parse().unwrap()),
             },
             operator: Operator(admin.parse().unwrap()),
+            warnings,
             process,
             stdout,
             stderr,
@@ -227,11 +254,16 @@ pub(crate) async fn send_signal(process: &process::Child, name: &str) {
 }
 
 async fn until(stderr: &mut Lines<BufReader<ChildStderr>>, words: &str) -> String {
+    until_after(stderr, words).await.1
+}
+
+/// All that it said before, and the line.
+async fn until_after(stderr: &mut Lines<BufReader<ChildStderr>>, words: &str) -> (String, String) {
     let mut before = String::new();
     within(&format!("the process says `{words}`"), async {
         while let Some(line) = stderr.next_line().await.unwrap() {
             if line.contains(words) {
-                return line;
+                return (before, line);
             }
             before.push_str(&line);
             before.push('\n');
