@@ -200,6 +200,11 @@ impl Chunk {
         }
     }
 
+    /// Where the bytes are booked, if anybody waits to be paid for them.
+    pub fn ledger(&self) -> Option<&Arc<Ledger>> {
+        self.credit.ledger.as_ref()
+    }
+
     /// Parts bytes and credit, for a sink that must keep the bytes longer than the sender should wait.
     pub fn into_parts(self) -> (Bytes, Credit) {
         (self.bytes, self.credit)

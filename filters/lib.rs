@@ -16,6 +16,7 @@
 //! | [`initial_message`] | waits for the first message, and sets headers from its fields |
 //! | [`sequence`] | refuses streams whose messages are not numbered one after another |
 //! | [`metrics`] | counts streams, bytes and messages by route, and bindings in Dapr's words |
+//! | [`timeouts`] | ends streams on which a phase takes too long |
 //! | [`units`] | numbers as people write them in settings: `64KiB`, `5s` |
 
 pub mod body;
@@ -29,6 +30,7 @@ pub mod initial_message;
 pub mod metrics;
 pub mod sequence;
 pub mod stream;
+pub mod timeouts;
 pub mod units;
 
 pub use body::{Body, Chunk};

@@ -31,6 +31,7 @@ use thalweg_filters::{
     chain::{Chain, ChainFuture, Surroundings},
     metrics::Operation,
     stream::Protocol,
+    timeouts::Timeouts,
 };
 use thalweg_proto::{bindings::Form, method::is_grpc_content_type, status::Code};
 use tower::{Service, service_fn};
@@ -293,6 +294,7 @@ impl Builder {
         };
         let handshake = Rc::new(Handshake::new(config, target, &self.telemetry));
         let end = service_fn(move |request| Handshake::call(Rc::clone(&handshake), request));
+        let end = Timeouts::new(end, config.timeouts.phases);
         Binding {
             chain: RefCell::new(Chain::build(&config.filters, surroundings, end)),
             config: Arc::clone(config),

@@ -48,7 +48,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use thalweg_filters::{chain::Filter, initial_message};
+use thalweg_filters::{chain::Filter, initial_message, timeouts};
 
 pub use address::{Address, BadAddress};
 pub use bindings::{
@@ -338,10 +338,16 @@ pub struct Target {
 }
 
 /// How long the streams of a route may take.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RouteTimeouts {
-    /// How long bytes may wait while the far side takes none; zero is for ever.
+    /// Longest wait for a connection; zero leaves it to the cluster.
+    pub connect: Duration,
+    /// How long bytes may wait while the far side takes too few; zero is for ever.
     pub stall: Duration,
+    /// How many bytes the far side must take in that time; at least one.
+    pub stall_min_progress: u64,
+    /// How long each phase may take.
+    pub phases: timeouts::Config,
 }
 
 /// Reads a file and the environment of the process.
@@ -508,7 +514,10 @@ impl Default for Pool {
 impl Default for RouteTimeouts {
     fn default() -> Self {
         Self {
+            connect: Duration::ZERO,
             stall: Duration::from_secs(60),
+            stall_min_progress: 1,
+            phases: timeouts::Config::default(),
         }
     }
 }

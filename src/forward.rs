@@ -5,12 +5,17 @@
 //! | [`http2`] | the exchange with an HTTP/2 upstream: gRPC and plain HTTP |
 //! | [`http1`] | the exchange with an HTTP/1.1 upstream: plain HTTP |
 
-use std::{cell::Cell, rc::Rc, time::Duration};
+use std::{cell::Cell, future::Future, rc::Rc};
 
 use http::{Request, Response};
-use thalweg_filters::{Body, Error};
+use thalweg_filters::{Body, Error, Side};
+use thalweg_proto::status::Code;
+use tokio::time::timeout;
 
-use crate::upstream::{Cluster, Endpoints};
+use crate::{
+    config::RouteTimeouts,
+    upstream::{Cluster, Endpoints},
+};
 
 pub(crate) mod http1;
 pub(crate) mod http2;
@@ -19,7 +24,7 @@ pub(crate) mod http2;
 #[derive(Debug)]
 pub(crate) struct Forward {
     targets: Vec<Target>,
-    stall: Duration,
+    timeouts: RouteTimeouts,
 }
 
 #[derive(Debug)]
@@ -31,10 +36,10 @@ struct Target {
 }
 
 impl Forward {
-    /// To clusters by weight. `stall` is the route's `timeouts.stall`.
+    /// To clusters by weight, within the route's `timeouts`.
     pub(crate) fn new(
         targets: impl IntoIterator<Item = (Rc<Cluster>, u32)>,
-        stall: Duration,
+        timeouts: RouteTimeouts,
     ) -> Self {
         let targets = targets
             .into_iter()
@@ -44,7 +49,7 @@ impl Forward {
                 owed: Cell::new(0),
             })
             .collect();
-        Self { targets, stall }
+        Self { targets, timeouts }
     }
 
     /// Sends a request on, and answers with the head of the response; the bodies go on moving as the response's is read.
@@ -52,7 +57,7 @@ impl Forward {
         self: Rc<Self>,
         request: Request<Body>,
     ) -> Result<Response<Body>, Error> {
-        send(self.cluster(), request, self.stall).await
+        send(self.cluster(), request, &self.timeouts).await
     }
 
     /// Each target in turn by its share, evenly spread: every turn, each is owed its weight, and the one that is owed the most
@@ -80,11 +85,37 @@ impl Forward {
 pub(crate) async fn send(
     cluster: &Cluster,
     request: Request<Body>,
-    stall: Duration,
+    timeouts: &RouteTimeouts,
 ) -> Result<Response<Body>, Error> {
     match &cluster.endpoints {
-        Endpoints::Http2(endpoints) => http2::exchange(cluster, endpoints, request, stall).await,
+        Endpoints::Http2(endpoints) => http2::exchange(cluster, endpoints, request, timeouts).await,
         // Far larger than the other, and so not a part of this future.
-        Endpoints::Http1(endpoints) => Box::pin(http1::exchange(cluster, endpoints, request)).await,
+        Endpoints::Http1(endpoints) => {
+            Box::pin(http1::exchange(cluster, endpoints, request, timeouts)).await
+        }
     }
+}
+
+/// A connection within `timeouts.connect`, if that is set. The cluster has a limit of its own.
+async fn connected<T>(
+    cluster: &Cluster,
+    timeouts: &RouteTimeouts,
+    open: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let limit = timeouts.connect;
+    if limit.is_zero() {
+        return open.await;
+    }
+    timeout(limit, open).await.unwrap_or_else(|_| {
+        let message = format!(
+            "{}: no connection within {limit:?} (timeouts.connect)",
+            cluster.label
+        );
+        Err(Error::new(
+            Code::Unavailable,
+            "upstream_connect_timeout",
+            Side::Upstream,
+            message,
+        ))
+    })
 }

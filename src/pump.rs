@@ -123,7 +123,10 @@ impl Pump {
         match self.sink.poll_reset(cx) {
             Poll::Ready(Ok(reason)) => Poll::Ready(Err(Stop::Sink(Some(reason)))),
             Poll::Ready(Err(_)) => Poll::Ready(Err(Stop::Sink(None))),
-            Poll::Pending if self.intake.staged.is_empty() => Poll::Pending,
+            Poll::Pending if self.intake.staged.is_empty() => {
+                self.stall.rest();
+                Poll::Pending
+            }
             Poll::Pending => self.stall.poll(cx).map(|limit| Err(Stop::Stalled(limit))),
         }
     }

@@ -10,7 +10,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -18,12 +18,22 @@ use tokio::time::{Sleep, sleep};
 
 use crate::{telemetry::ClusterStats, transport::Transport};
 
-/// Ready once something has waited for `limit` and nothing has moved.
+/// Ready once something has waited for `limit` and too little has moved.
 #[derive(Debug)]
 struct Watch {
     limit: Duration,
+    /// Fewer bytes are too few.
+    least: u64,
+    set: Option<Wait>,
+}
+
+#[derive(Debug)]
+struct Wait {
+    timer: Pin<Box<Sleep>>,
     /// What had moved when the timer was set.
-    set: Option<(u64, Pin<Box<Sleep>>)>,
+    before: u64,
+    /// Since then, there was a time when nothing waited. What has moved tells nothing then.
+    rested: bool,
 }
 
 /// Watches the writes of one stream.
@@ -60,7 +70,11 @@ pub(crate) struct StallWatch(Watch);
 impl Watch {
     /// Zero never ends.
     fn new(limit: Duration) -> Self {
-        Self { limit, set: None }
+        Self {
+            limit,
+            least: 1,
+            set: None,
+        }
     }
 
     /// `moved` grows with every byte that the far side takes.
@@ -70,14 +84,23 @@ impl Watch {
         }
         loop {
             let limit = self.limit;
-            let (before, timer) = self
-                .set
-                .get_or_insert_with(|| (moved, Box::pin(sleep(limit))));
-            match timer.as_mut().poll(cx) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(()) if *before == moved => return Poll::Ready(()),
-                Poll::Ready(()) => self.set = None,
+            let wait = self.set.get_or_insert_with(|| Wait {
+                timer: Box::pin(sleep(limit)),
+                before: moved,
+                rested: false,
+            });
+            ready!(wait.timer.as_mut().poll(cx));
+            if !wait.rested && moved - wait.before < self.least {
+                return Poll::Ready(());
             }
+            self.set = None;
+        }
+    }
+
+    /// Nothing waits now.
+    fn rest(&mut self) {
+        if let Some(wait) = &mut self.set {
+            wait.rested = true;
         }
     }
 }
@@ -93,6 +116,13 @@ impl Stall {
             ends: Watch::new(limit),
             marks: None,
         }
+    }
+
+    /// What moves in that time must be `least` bytes.
+    #[must_use]
+    pub(crate) fn at_least(mut self, least: u64) -> Self {
+        self.ends.least = least;
+        self
     }
 
     /// Besides, counts the stream in `stalled` from `after` on, until its bytes move again.
@@ -113,6 +143,11 @@ impl Stall {
         if let Some(marks) = &mut self.marks {
             marks.mark(false);
         }
+    }
+
+    /// Nothing waits now, but more may come.
+    pub(crate) fn rest(&mut self) {
+        self.ends.rest();
     }
 
     /// All has moved: no timer is wanted any more.
@@ -234,6 +269,44 @@ mod tests {
         }
 
         assert!(stall.poll(&mut cx).is_pending());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn trickle_below_the_least_progress_stalls() {
+        let mut stall = Stall::new(60 * SECOND).at_least(1000);
+        let mut cx = Context::from_waker(futures_util::task::noop_waker_ref());
+
+        assert!(stall.poll(&mut cx).is_pending());
+        assert!(stall.poll(&mut cx).is_pending());
+        advance(30 * SECOND).await;
+        stall.moved(999);
+        assert!(stall.poll(&mut cx).is_pending());
+        assert!(stall.poll(&mut cx).is_pending());
+        advance(31 * SECOND).await;
+
+        assert!(stall.poll(&mut cx).is_ready());
+    }
+
+    /// Who has little to send makes little progress.
+    #[tokio::test(start_paused = true)]
+    async fn stream_on_which_nothing_waited_for_a_while_has_not_stalled() {
+        let mut stall = Stall::new(60 * SECOND).at_least(1000);
+        let mut cx = Context::from_waker(futures_util::task::noop_waker_ref());
+        let wait = |stall: &mut Stall, cx: &mut Context<'_>| {
+            assert!(stall.poll(cx).is_pending());
+            assert!(stall.poll(cx).is_pending());
+        };
+
+        wait(&mut stall, &mut cx);
+        stall.moved(1);
+        stall.rest();
+        advance(61 * SECOND).await;
+        wait(&mut stall, &mut cx);
+        advance(59 * SECOND).await;
+        wait(&mut stall, &mut cx);
+
+        advance(2 * SECOND).await;
+        assert!(stall.poll(&mut cx).is_ready());
     }
 
     #[tokio::test(start_paused = true)]

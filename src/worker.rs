@@ -22,6 +22,7 @@ use thalweg_filters::{
     Body, Error, Side, StreamContext,
     chain::{Chain, ChainFuture, Surroundings},
     deadline::{Deadline, DeadlineFuture},
+    timeouts::Timeouts,
 };
 use thalweg_proto::status::Code;
 use tokio::{
@@ -207,9 +208,10 @@ impl Worker {
                     let targets = targets
                         .iter()
                         .map(|target| (cluster(&target.cluster.name), target.weight));
-                    let forward = Rc::new(Forward::new(targets, route.timeouts.stall));
+                    let forward = Rc::new(Forward::new(targets, route.timeouts));
                     let end =
                         service_fn(move |request| Forward::call(Rc::clone(&forward), request));
+                    let end = Timeouts::new(end, route.timeouts.phases);
                     Chain::build(&route.filters, surroundings, end)
                 }
                 Destination::RoutesBelow => {

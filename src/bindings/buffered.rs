@@ -8,7 +8,6 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use ::http::{HeaderMap, Request, Response};
@@ -24,7 +23,7 @@ use super::{
     grpc_answer, no_status, ok_status, response,
     translate::{Plan, Sender, Translate},
 };
-use crate::{forward, telemetry::BindingStats, upstream::Cluster};
+use crate::{config, forward, telemetry::BindingStats, upstream::Cluster};
 
 /// What bounds a collected request and its answer, and who counts it.
 pub(super) struct Buffer {
@@ -65,11 +64,11 @@ impl Buffer {
         &self,
         cluster: &Cluster,
         request: Request<Body>,
-        stall: Duration,
+        timeouts: &config::RouteTimeouts,
         into: impl FnOnce(A) -> (InitialResponse, Bytes),
     ) -> Result<Response<Body>, Error> {
         let label = &self.label;
-        let answer = grpc_answer(label, forward::send(cluster, request, stall).await?)?;
+        let answer = grpc_answer(label, forward::send(cluster, request, timeouts).await?)?;
         let (parts, mut body) = answer.into_parts();
         let in_head = grpc_status(&parts.headers).map(|_| parts.headers);
         let (whole, trailers) = self.read(&mut body).await?;

@@ -9,7 +9,7 @@
 //! | [`control`] | the one connection of the process that looks after a component: what it can do, `Init`, `Ping` |
 //! | [`discovery`] | a folder whose sockets become bindings |
 
-use std::{rc::Rc, sync::Arc, time::Duration};
+use std::{rc::Rc, sync::Arc};
 
 use ::http::{HeaderName, HeaderValue, Request, Response};
 use thalweg_filters::{Body, Error, Side, sequence::Numbered};
@@ -47,7 +47,7 @@ pub(super) struct Component {
     handle: Handle,
     instance: HeaderValue,
     buffer: Buffer,
-    stall: Duration,
+    timeouts: config::RouteTimeouts,
 }
 
 // === impl Component ===
@@ -67,7 +67,7 @@ impl Component {
             instance: HeaderValue::from_str(&settings.instance)
                 .expect("the configuration takes visible ASCII only"),
             buffer,
-            stall: binding.timeouts.stall,
+            timeouts: binding.timeouts,
         }
     }
 
@@ -116,7 +116,7 @@ impl Component {
         // To a component, the initial message is number 0, and payload begins with 1.
         let body = Translate::new(body, plan, 1, Some(initial)).without_initial();
         let request = self.request(INVOKE_STREAM, &parts, body.into_body());
-        let response = forward::send(&self.cluster, request, self.stall).await?;
+        let response = forward::send(&self.cluster, request, &self.timeouts).await?;
         let response = grpc_answer(&self.label, response)?;
         let plan = Plan {
             from: Form::Component,
@@ -151,7 +151,7 @@ impl Component {
             (initial, answer.data)
         };
         self.buffer
-            .call(&self.cluster, request, self.stall, into)
+            .call(&self.cluster, request, &self.timeouts, into)
             .await
     }
 

@@ -34,7 +34,7 @@ pub(super) struct Dapr {
     /// When it was found to know no streams. It may have been exchanged for one that does.
     refused_at: Cell<Option<Instant>>,
     buffer: Buffer,
-    stall: Duration,
+    timeouts: config::RouteTimeouts,
 }
 
 // === impl Dapr ===
@@ -46,7 +46,7 @@ impl Dapr {
             streams: Cell::new(Streams::Unproven),
             refused_at: Cell::new(None),
             buffer,
-            stall: binding.timeouts.stall,
+            timeouts: binding.timeouts,
         }
     }
 
@@ -77,7 +77,7 @@ impl Dapr {
         }
         // The answer is read on its way back, so it must not be compressed.
         request.headers_mut().remove("grpc-accept-encoding");
-        let response = forward::send(&self.cluster, request, self.stall).await?;
+        let response = forward::send(&self.cluster, request, &self.timeouts).await?;
         if grpc_status(response.headers()) == Some(Code::Unimplemented) {
             // The next stream finds out what it can do now.
             self.learn(Streams::Unproven);
@@ -108,7 +108,7 @@ impl Dapr {
             (initial, answer.data)
         };
         self.buffer
-            .call(&self.cluster, request, self.stall, into)
+            .call(&self.cluster, request, &self.timeouts, into)
             .await
     }
 }

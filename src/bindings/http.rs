@@ -3,7 +3,7 @@
 //! Metadata of the client become headers of the request, and `path` is appended to the URL's, as with Dapr's own HTTP binding; headers
 //! of the response become metadata, with `statusCode` beside them. A status of 400 or above is a failure of the binding.
 
-use std::{collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, rc::Rc, sync::Arc};
 
 use ::http::{
     HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header,
@@ -48,7 +48,7 @@ pub(super) struct Http {
     label: Arc<str>,
     cluster: Rc<Cluster>,
     settings: config::HttpTarget,
-    stall: Duration,
+    timeouts: config::RouteTimeouts,
 }
 
 // === impl Http ===
@@ -63,7 +63,7 @@ impl Http {
             label: format!("binding {}", binding.name).into(),
             cluster,
             settings: settings.clone(),
-            stall: binding.timeouts.stall,
+            timeouts: binding.timeouts,
         }
     }
 
@@ -73,7 +73,7 @@ impl Http {
         request: Request<Body>,
     ) -> Result<Response<Body>, Error> {
         let request = self.request(invocation, request)?;
-        let (parts, body) = forward::send(&self.cluster, request, self.stall)
+        let (parts, body) = forward::send(&self.cluster, request, &self.timeouts)
             .await?
             .into_parts();
         if parts.status.is_client_error() || parts.status.is_server_error() {

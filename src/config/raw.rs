@@ -510,9 +510,36 @@ pub(super) struct WeightedCluster {
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RouteTimeouts {
-    /// How long bytes of a stream may wait while the far side takes none; `0s` is for ever.
+    /// Longest wait for a connection, where the cluster's `connect_timeout` is too long for this
+    /// kind of stream. Default `0s`, which leaves it to the cluster.
+    pub(super) connect: Option<Duration>,
+
+    /// Longest wait for the head of the answer, from the time that the stream has passed the filters;
+    /// a wait for a connection counts. Default `0s`, for ever: an upload may take its time, and who
+    /// calls knows best and says `grpc-timeout`.
+    pub(super) first_response: Option<Duration>,
+
+    /// How long bytes of a stream may wait while the upstream takes none; `0s` is for ever.
     /// Default `60s`. A stream on which nobody speaks is not stalled and may last for ever.
     pub(super) stall: Option<Duration>,
+
+    /// How many bytes the upstream must take within `stall` while any wait; fewer are a stall too.
+    /// Default `1`: one that is slow is not ill.
+    #[schemars(range(min = 1))]
+    pub(super) stall_min_progress: Option<Size>,
+
+    /// How long a client may say nothing that has not half-closed, unless its bytes wait for the
+    /// upstream. It is noticed after once to twice this time. Default `0s`, for ever. How long the first
+    /// message may take, the filter `initial_message` says.
+    pub(super) idle_request: Option<Duration>,
+
+    /// The same for the upstream, from the head of its answer on. Default `0s`, for ever.
+    pub(super) idle_response: Option<Duration>,
+
+    /// Age at which a stream ends between two messages, with UNAVAILABLE and a word when to come
+    /// back; each a little earlier, up to a fifth and by chance. So long streams come to new endpoints,
+    /// too. Plain HTTP is cut, `drain.force` later. Default `0s`, never.
+    pub(super) max_age: Option<Duration>,
 }
 
 /// Labels of the metrics that have Dapr's names.

@@ -197,7 +197,16 @@ fn route(route: &Route) -> Value {
 }
 
 fn route_timeouts(timeouts: &RouteTimeouts) -> Value {
-    json!({"stall": duration(timeouts.stall)})
+    let phases = &timeouts.phases;
+    json!({
+        "connect": duration(timeouts.connect),
+        "first_response": duration(phases.first_response),
+        "stall": duration(timeouts.stall),
+        "stall_min_progress": Unit::Size.show(timeouts.stall_min_progress),
+        "idle_request": duration(phases.idle_request),
+        "idle_response": duration(phases.idle_response),
+        "max_age": duration(phases.max_age),
+    })
 }
 
 /// A filter without settings is shown by its bare name.

@@ -13,7 +13,9 @@ use thalweg_filters::{Body, Chunk, Error, Side, StreamContext, body::Ledger, str
 use thalweg_proto::status::Code;
 
 use crate::{
+    config::RouteTimeouts,
     eager::eager,
+    forward::connected,
     headers,
     upstream::{Cluster, balance::Balance, http1},
 };
@@ -23,6 +25,7 @@ pub(crate) async fn exchange(
     cluster: &Cluster,
     endpoints: &Balance<http1::Pool>,
     request: Request<Body>,
+    timeouts: &RouteTimeouts,
 ) -> Result<Response<Body>, Error> {
     let (mut parts, body) = request.into_parts();
     if parts
@@ -44,7 +47,7 @@ pub(crate) async fn exchange(
     headers::for_http1(&mut parts)?;
     // Read from now on, also while there is no connection yet.
     let body = eager(body);
-    let mut lease = endpoints.open(http1::Pool::lease).await?;
+    let mut lease = connected(cluster, timeouts, endpoints.open(http1::Pool::lease)).await?;
     let response = lease.send(Request::from_parts(parts, body)).await?;
     let (mut parts, incoming) = response.into_parts();
     headers::strip_hop_by_hop(&mut parts.headers);

@@ -8,7 +8,6 @@ use std::{
     future::Future,
     pin::{Pin, pin},
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use h2::Reason;
@@ -19,6 +18,8 @@ use thalweg_proto::{deadline, status::Code};
 use tokio::time::Instant;
 
 use crate::{
+    config::RouteTimeouts,
+    forward::connected,
     headers,
     pump::{Intake, Pump, Stop},
     receive::{self, Sender},
@@ -32,14 +33,18 @@ pub(crate) async fn exchange(
     cluster: &Cluster,
     endpoints: &Balance<http2::Pool>,
     request: Request<Body>,
-    stall: Duration,
+    timeouts: &RouteTimeouts,
 ) -> Result<Response<Body>, Error> {
     let (mut parts, body) = request.into_parts();
     let stream = parts.extensions.remove::<StreamContext>();
     headers::for_http2(&mut parts, cluster.tls)?;
     let mut intake = Intake::new(body);
     let lease = {
-        let mut lease = pin!(endpoints.open(http2::Pool::lease));
+        let mut lease = pin!(connected(
+            cluster,
+            timeouts,
+            endpoints.open(http2::Pool::lease)
+        ));
         std::future::poll_fn(|cx| match lease.as_mut().poll(cx) {
             Poll::Pending => intake
                 .poll(cx)
@@ -63,10 +68,17 @@ pub(crate) async fn exchange(
     let upload = if done { Upload::Done } else { Upload::Running };
     let mut exchange = Exchange {
         upload,
-        pump: Pump::new(intake, sink, lease.stall(stall)),
+        pump: Pump::new(
+            intake,
+            sink,
+            lease
+                .stall(timeouts.stall)
+                .at_least(timeouts.stall_min_progress),
+        ),
         stream,
         sender,
         complete: false,
+        stall_min_progress: timeouts.stall_min_progress,
         lease,
     };
 
@@ -119,6 +131,7 @@ struct Exchange {
     sender: Sender,
     /// The response has come whole, or the stream was reset.
     complete: bool,
+    stall_min_progress: u64,
     lease: http2::Lease,
 }
 
@@ -167,8 +180,14 @@ impl Exchange {
                 let Sender::Upstream { label, .. } = &self.sender else {
                     unreachable!("an exchange is with an upstream")
                 };
-                let message =
-                    format!("{label}: the upstream took no bytes for {limit:?} (timeouts.stall)");
+                let message = match self.stall_min_progress {
+                    0 | 1 => format!(
+                        "{label}: the upstream took no bytes for {limit:?} (timeouts.stall)"
+                    ),
+                    least => format!(
+                        "{label}: the upstream took fewer than {least} bytes in {limit:?} (timeouts.stall, stall_min_progress)"
+                    ),
+                };
                 Err(Error::new(
                     Code::Unavailable,
                     "upstream_stalled",

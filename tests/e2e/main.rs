@@ -18,6 +18,7 @@
 //! | `start` | what a newcomer meets: files to start with, the first lines, completions, manual pages |
 //! | `strangers` | what clients get that do not keep to the protocol, or keep to the least of it |
 //! | `takeover` | a new process takes the addresses of an old one, and no client notices |
+//! | `timeouts` | how long each phase of a stream may take |
 //! | `tls` | TLS on listeners: who is let in, and what becomes of sessions and of files that change |
 //! | `upstream_tls` | TLS towards upstreams: whom the proxy believes, what it shows, and what a cut looks like |
 //! | `upstreams` | which connection and which endpoint a stream takes |
@@ -51,6 +52,7 @@ mod strangers;
 )]
 mod support;
 mod takeover;
+mod timeouts;
 mod tls;
 mod upstream_tls;
 mod upstreams;

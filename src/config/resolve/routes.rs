@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue};
 use serde_json::{Value, json};
-use thalweg_filters::chain::Filter;
+use thalweg_filters::{chain::Filter, timeouts};
 
 use super::{Resolve, or};
 use crate::config::report::suggest;
@@ -152,9 +152,19 @@ impl Resolve<'_> {
 }
 
 pub(super) fn route_timeouts(raw: Option<raw::RouteTimeouts>) -> RouteTimeouts {
+    let raw = raw.unwrap_or_default();
     let default = RouteTimeouts::default();
     RouteTimeouts {
-        stall: or(raw.unwrap_or_default().stall, default.stall),
+        connect: or(raw.connect, default.connect),
+        stall: or(raw.stall, default.stall),
+        stall_min_progress: (raw.stall_min_progress)
+            .map_or(default.stall_min_progress, |size| size.0),
+        phases: timeouts::Config {
+            first_response: or(raw.first_response, default.phases.first_response),
+            idle_request: or(raw.idle_request, default.phases.idle_request),
+            idle_response: or(raw.idle_response, default.phases.idle_response),
+            max_age: or(raw.max_age, default.phases.max_age),
+        },
     }
 }
 
