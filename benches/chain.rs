@@ -82,6 +82,7 @@ fn chains(criterion: &mut Criterion) {
             let registry = metrics::Registry::default();
             let breakers = circuit_breaker::Registry::default();
             let surroundings = Surroundings {
+                worker: 0,
                 route: "bench",
                 target: "cluster bench",
                 binding: None,

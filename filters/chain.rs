@@ -41,6 +41,8 @@ pub struct Surroundings<'a> {
     pub target: &'a str,
     /// The binding that it leads to, if it does.
     pub binding: Option<&'a str>,
+    /// The number of the worker that it belongs to.
+    pub worker: usize,
     /// Where its counters are kept.
     pub metrics: &'a metrics::Registry,
     /// Where its breakers are found.
@@ -82,8 +84,9 @@ impl Filter {
             Self::Metrics(_) => {
                 let binding = surroundings.binding;
                 let binding = binding.map(|name| surroundings.metrics.binding(name));
+                let stats = (surroundings.metrics).route(surroundings.route, surroundings.worker);
                 Chain::new(
-                    metrics::MetricsLayer::new(surroundings.metrics.route(surroundings.route))
+                    metrics::MetricsLayer::new(stats)
                         .with_binding(binding)
                         .layer(inner),
                 )
@@ -176,6 +179,7 @@ mod tests {
             route: "greeter",
             target: "cluster greeter",
             binding: None,
+            worker: 0,
             metrics: &registry,
             breakers: &circuit_breaker::Registry::default(),
         };

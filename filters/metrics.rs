@@ -4,7 +4,7 @@
 //! reports successes that never were. So each stream is counted once, by its real ending.
 //!
 //! **How.** Both bodies are watched: a [`FrameInspector`] counts the gRPC messages where they lie. The numbers go to
-//! [`RouteStats`], one per route and worker. A worker is the only writer of its own, so that counting is a load and a store
+//! [`RouteStats`], one per route and worker, whatever chains the worker builds for it. A worker is the only writer of its own, so that counting is a load and a store
 //! without a locked instruction; a scrape, on another thread, adds up what the workers wrote.
 //!
 //! A chain that serves a binding is also counted in Dapr's words, once a stream: by component, operation and success.
@@ -17,11 +17,12 @@
 mod dapr;
 
 use std::{
+    collections::BTreeMap,
     fmt,
     future::Future,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll, ready},
@@ -144,9 +145,12 @@ pub struct RouteStats {
 /// All routes of all workers, as `/metrics` prints them.
 #[derive(Default)]
 pub struct Registry {
-    routes: Mutex<Vec<(String, Arc<RouteStats>)>>,
+    routes: Mutex<Routes>,
     bindings: dapr::Bindings,
 }
+
+/// By the name of the route, and by the number of the worker.
+type Routes = BTreeMap<String, BTreeMap<usize, Arc<RouteStats>>>;
 
 /// A counter with one writer: a load and a store, no locked instruction.
 #[derive(Default)]
@@ -454,27 +458,36 @@ impl Registry {
         self.bindings.binding(name)
     }
 
-    /// A new set of counters for a route, for one worker alone.
-    pub fn route(&self, route: &str) -> Arc<RouteStats> {
-        let stats = Arc::<RouteStats>::default();
-        self.routes().push((route.to_owned(), Arc::clone(&stats)));
-        stats
+    /// The counters of a route for one worker alone, which asks for them on one thread.
+    pub fn route(&self, route: &str, worker: usize) -> Arc<RouteStats> {
+        let mut routes = self.routes();
+        let workers = match routes.get_mut(route) {
+            Some(workers) => workers,
+            None => routes.entry(route.to_owned()).or_default(),
+        };
+        Arc::clone(workers.entry(worker).or_default())
     }
 
-    fn routes(&self) -> std::sync::MutexGuard<'_, Vec<(String, Arc<RouteStats>)>> {
+    /// Forgets what nobody counts any more.
+    pub fn forget_unused(&self) {
+        self.routes().retain(|_, workers| {
+            let mut workers = workers.values();
+            workers.any(|stats| Arc::strong_count(stats) > 1)
+        });
+        self.bindings.forget_unused();
+    }
+
+    fn routes(&self) -> MutexGuard<'_, Routes> {
         self.routes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The routes in order of their first appearance, each with the stats of its workers.
+    /// The routes by name, each with the stats of its workers.
     fn by_route(&self) -> Vec<(String, Vec<Arc<RouteStats>>)> {
-        let mut routes: Vec<(String, Vec<Arc<RouteStats>>)> = Vec::new();
-        for (name, stats) in self.routes().iter() {
-            match routes.iter_mut().find(|(seen, _)| seen == name) {
-                Some((_, workers)) => workers.push(Arc::clone(stats)),
-                None => routes.push((name.clone(), vec![Arc::clone(stats)])),
-            }
-        }
+        let routes = self.routes();
         routes
+            .iter()
+            .map(|(name, workers)| (name.clone(), workers.values().cloned().collect()))
+            .collect()
     }
 }
 
@@ -678,7 +691,7 @@ mod tests {
         drain: bool,
     ) -> String {
         let registry = Arc::new(Registry::default());
-        let mut service = MetricsLayer::new(registry.route("r")).layer(service_fn(move |_| {
+        let mut service = MetricsLayer::new(registry.route("r", 0)).layer(service_fn(move |_| {
             let answer = answer();
             async move { answer }
         }));
@@ -830,7 +843,7 @@ mod tests {
     ) -> String {
         let registry = Arc::new(Registry::new("shop", "prod"));
         let mut answer = Some(answer);
-        let mut service = MetricsLayer::new(registry.route("r"))
+        let mut service = MetricsLayer::new(registry.route("r", 0))
             .with_binding(Some(registry.binding("orders")))
             .layer(service_fn(move |_| {
                 let answer = answer.take().unwrap();
@@ -936,7 +949,7 @@ mod tests {
     #[tokio::test]
     async fn bodies_keep_their_size_hints() {
         let registry = Registry::default();
-        let mut service = MetricsLayer::new(registry.route("r")).layer(service_fn(async |_| {
+        let mut service = MetricsLayer::new(registry.route("r", 0)).layer(service_fn(async |_| {
             Ok::<_, Error>(Response::new(Body::full("hello")))
         }));
 

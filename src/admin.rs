@@ -6,6 +6,7 @@
 //! | `/readyz` | 200 while it takes new streams, 503 once it is to end |
 //! | `/metrics` | all counters, as Prometheus reads them |
 //! | `/config` | the configuration as it was resolved, secrets hidden |
+//! | `POST /reload` | 200 with what has changed when the configuration file is in force again; 422 with its faults if it is not |
 //! | `/bindings` | the bindings that it serves now, and what they can do, as JSON |
 //! | `POST /drain` | 202; the proxy stops as after SIGTERM |
 //!
@@ -31,6 +32,7 @@ use tokio::{
 };
 
 use crate::{
+    app::Requests,
     bindings::{self, Components},
     config::{Address, Admin, Config},
     drain::{Phase, advance, reached},
@@ -48,8 +50,9 @@ const TEXT: &str = "text/plain; charset=utf-8";
 
 struct Endpoints {
     registry: Registry,
-    config: Arc<Config>,
+    config: watch::Receiver<Arc<Config>>,
     components: Arc<Components>,
+    reloads: Requests,
     token: Option<String>,
     phases: watch::Sender<Phase>,
 }
@@ -58,21 +61,23 @@ struct Endpoints {
 pub(crate) fn start(
     settings: &Admin,
     sockets: &mut Sockets,
-    config: &Arc<Config>,
+    config: watch::Receiver<Arc<Config>>,
     components: &Arc<Components>,
     telemetry: &Telemetry,
+    reloads: Requests,
     phases: watch::Sender<Phase>,
 ) -> io::Result<SocketAddr> {
     let listener = sockets.listen(&Address::Tcp(settings.address))?;
     let address = listener.tcp_address()?;
+    let takeover = config.borrow().takeover;
     let endpoints = Endpoints {
         registry: telemetry.registry(),
-        config: Arc::clone(config),
+        config,
         components: Arc::clone(components),
+        reloads,
         token: settings.token.clone(),
         phases,
     };
-    let takeover = config.takeover;
     thread::Builder::new().name("admin".into()).spawn(
         move || match Builder::new_current_thread()
             .enable_all()
@@ -120,8 +125,8 @@ async fn serve(listener: Bound, takeover: bool, endpoints: Arc<Endpoints>) {
         tokio::task::spawn_local(async move {
             let _permit = permit;
             let service = service_fn(|request: Request<Incoming>| {
-                let answer = endpoints.answer(&request);
-                async move { Ok::<_, Infallible>(answer) }
+                let endpoints = Arc::clone(&endpoints);
+                async move { Ok::<_, Infallible>(endpoints.answer(&request).await) }
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -137,7 +142,7 @@ async fn serve(listener: Bound, takeover: bool, endpoints: Arc<Endpoints>) {
 }
 
 impl Endpoints {
-    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         let path = request.uri().path();
         let probe = matches!(path, "/livez" | "/readyz");
         if !probe && !self.is_allowed(request) {
@@ -145,8 +150,10 @@ impl Endpoints {
                 "this address wants the header `Authorization: Bearer TOKEN` (admin.token)\n";
             return answer(StatusCode::UNAUTHORIZED, TEXT, hint);
         }
-        if path == "/drain" {
-            return self.drain(request);
+        match path {
+            "/drain" => return self.drain(request),
+            "/reload" => return self.reload(request).await,
+            _ => {}
         }
         if request.method() != Method::GET && request.method() != Method::HEAD {
             return answer(
@@ -176,28 +183,41 @@ impl Endpoints {
                     ),
                 }
             }
-            "/config" => json(self.config.to_json()),
+            "/config" => json(self.config.borrow().to_json()),
             "/bindings" => {
-                let listed = bindings::list(&self.config.bindings, &self.components);
+                let listed = bindings::list(&self.config.borrow().bindings, &self.components);
                 json(serde_json::json!(listed))
             }
             _ => answer(
                 StatusCode::NOT_FOUND,
                 TEXT,
-                "there are /livez, /readyz, /metrics, /config, /bindings and POST /drain\n",
+                "there are /livez, /readyz, /metrics, /config, /bindings, POST /reload and POST /drain\n",
+            ),
+        }
+    }
+
+    async fn reload(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        if let Some(refusal) = refuse_order(request) {
+            return refusal;
+        }
+        match self.reloads.ask().await {
+            Some(Ok(changes)) => json(serde_json::json!(changes)),
+            Some(Err(error)) => answer(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                TEXT,
+                format!("{error}\nthe configuration before stays in force\n"),
+            ),
+            None => answer(
+                StatusCode::SERVICE_UNAVAILABLE,
+                TEXT,
+                "no reload: the proxy ends, or too many reloads wait already\n",
             ),
         }
     }
 
     fn drain(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        if request.method() != Method::POST {
-            let hint = "only POST is served here\n";
-            return answer(StatusCode::METHOD_NOT_ALLOWED, TEXT, hint);
-        }
-        // Any page in a browser on this machine could send one.
-        if request.headers().contains_key(header::ORIGIN) {
-            let hint = "no page in a browser may ask for this\n";
-            return answer(StatusCode::FORBIDDEN, TEXT, hint);
+        if let Some(refusal) = refuse_order(request) {
+            return refusal;
         }
         let phases = self.phases.clone();
         // Behind the answer, which this turn of the thread still writes.
@@ -222,6 +242,20 @@ impl Endpoints {
                 .fold(0, |differs, (a, b)| differs | (a ^ b))
                 == 0
     }
+}
+
+/// What an order hears that is not to be obeyed.
+fn refuse_order(request: &Request<Incoming>) -> Option<Response<Full<Bytes>>> {
+    if request.method() != Method::POST {
+        let hint = "only POST is served here\n";
+        return Some(answer(StatusCode::METHOD_NOT_ALLOWED, TEXT, hint));
+    }
+    // Any page in a browser on this machine could send one.
+    if request.headers().contains_key(header::ORIGIN) {
+        let hint = "no page in a browser may ask for this\n";
+        return Some(answer(StatusCode::FORBIDDEN, TEXT, hint));
+    }
+    None
 }
 
 fn json(value: serde_json::Value) -> Response<Full<Bytes>> {

@@ -1,11 +1,15 @@
 //! Puts the proxy together, starts it, and ends it.
 //!
 //! Everything is bound before anything runs, so that a port in use is told before a single connection is taken, and so that
-//! whoever asked for port 0 can read the real one.
+//! whoever asked for port 0 can read the real one. The same holds when another configuration is taken up: [`reload`].
 
-use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{fmt, io, net::SocketAddr, sync::Arc, time::SystemTime};
 
-use tokio::{sync::watch, task::JoinSet, time::sleep};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::sleep,
+};
 
 use crate::{
     admin,
@@ -14,10 +18,17 @@ use crate::{
     drain::{Phase, advance, reached},
     listener::{Listener, Sockets},
     serve::Front,
-    telemetry::Telemetry,
+    telemetry::{Process, Telemetry},
     tls::{self, Tls, Upstreams},
     worker::{self, Handle},
 };
+
+mod changes;
+mod reload;
+
+pub use changes::{Changes, Difference};
+pub use reload::ReloadError;
+pub(crate) use reload::{Request, Requests};
 
 /// A running proxy.
 #[derive(Debug)]
@@ -26,12 +37,17 @@ pub struct App {
     pub listeners: Vec<(String, Address)>,
     /// Where the admin endpoints are.
     pub admin: Option<SocketAddr>,
+    /// What is in force.
+    config: watch::Sender<Arc<Config>>,
+    telemetry: Arc<Telemetry>,
+    shared: Shared,
+    /// Those who ask for a reload and wait for what becomes of it.
+    reloads: mpsc::Receiver<Request>,
     workers: Arc<Vec<Handle>>,
     accepting: JoinSet<()>,
     /// Looks after the components of bindings, and after the files of listeners, until the end.
     supervising: JoinSet<()>,
     phases: watch::Sender<Phase>,
-    drain_delay: Duration,
 }
 
 /// What kept the proxy from starting.
@@ -50,23 +66,12 @@ impl App {
             source,
         })?;
         let telemetry = Arc::new(Telemetry::new(&config.dapr));
-        let stores = Stores::open(&config).map_err(|(binding, source)| StartError {
-            what: format!("binding {binding}: cannot open its store"),
-            source,
-        })?;
-        let upstreams = Upstreams::load(&config, &telemetry.process);
-        let upstreams =
-            upstreams.map_err(|(cluster, faults)| StartError::tls(&cluster, &faults))?;
-        let shared = Shared {
-            upstreams: Arc::new(upstreams),
-            components: Arc::new(Components::new(&config, &telemetry.process)),
-            stores: Arc::new(stores),
-        };
         let config = Arc::new(config);
+        let shared = open(&config, &telemetry.process, None)?;
         let phases = watch::Sender::default();
 
         let mut listeners = Vec::new();
-        let mut supervising: JoinSet<()> = shared.upstreams.watch().collect();
+        let mut supervising: JoinSet<()> = shared.upstreams.watch(&Upstreams::default()).collect();
         for settings in &config.listeners {
             let tls = match &settings.tls {
                 Some(tls) => {
@@ -106,15 +111,18 @@ impl App {
             })?;
             addresses.push((settings.name.clone(), address));
         }
+        let in_force = watch::Sender::new(Arc::clone(&config));
+        let (requests, reloads) = Requests::channel();
         let admin = match &config.admin {
             Some(settings) => {
                 let what = || format!("admin: cannot listen on {}", settings.address);
                 let started = admin::start(
                     settings,
                     &mut sockets,
-                    &config,
+                    in_force.subscribe(),
                     &shared.components,
                     &telemetry,
+                    requests,
                     phases.clone(),
                 );
                 Some(started.map_err(|source| StartError {
@@ -130,7 +138,7 @@ impl App {
         let workers: Vec<Handle> = (0..config.workers)
             .map(|index| {
                 worker::start(
-                    format!("worker-{index}"),
+                    index,
                     Arc::clone(&config),
                     &telemetry,
                     &shared,
@@ -143,32 +151,39 @@ impl App {
                 source,
             })?;
         let workers = Arc::new(workers);
-        supervising.spawn(shared.components.supervise(config.bindings.clone()));
+        supervising.spawn(Arc::clone(&shared.components).supervise());
         let mut accepting = JoinSet::new();
         for listener in listeners {
             accepting.spawn(listener.run(Arc::clone(&workers), phases.subscribe()));
         }
+        telemetry.process.config.succeeded(SystemTime::now());
         Ok(Self {
             listeners: addresses,
             admin,
+            config: in_force,
+            telemetry,
+            shared,
+            reloads,
             workers,
             accepting,
             supervising,
             phases,
-            drain_delay: config.drain.delay,
         })
     }
 
     /// Ready when an operator has asked for the end at the admin endpoint.
-    pub async fn asked_to_drain(&self) {
-        reached(self.phases.subscribe(), Phase::Leaving).await;
+    pub fn asked_to_drain(&self) -> impl Future<Output = ()> + use<> {
+        reached(self.phases.subscribe(), Phase::Leaving)
     }
 
     /// Says that it is no longer ready, stops accepting, lets the streams end for as long as `drain` allows, and returns when all
     /// is closed.
     pub async fn drain(mut self) {
+        // Who waits for a reload hears that there is none.
+        drop(self.reloads);
+        let delay = self.config.borrow().drain.delay;
         advance(&self.phases, Phase::Leaving);
-        sleep(self.drain_delay).await;
+        sleep(delay).await;
         advance(&self.phases, Phase::Draining);
         while self.accepting.join_next().await.is_some() {}
         let Ok(workers) = Arc::try_unwrap(self.workers) else {
@@ -179,6 +194,37 @@ impl App {
         let _ = joined.await;
         self.supervising.abort_all();
     }
+}
+
+/// Opens what a configuration names and the workers share, and keeps what is open already.
+fn open(
+    config: &Arc<Config>,
+    process: &Arc<Process>,
+    before: Option<&Shared>,
+) -> Result<Shared, StartError> {
+    let (stores, upstreams) = match before {
+        Some(before) => (
+            Stores::open(config, &before.stores),
+            Upstreams::load(config, process, &before.upstreams),
+        ),
+        None => (
+            Stores::open(config, &Stores::default()),
+            Upstreams::load(config, process, &Upstreams::default()),
+        ),
+    };
+    let stores = stores.map_err(|(binding, source)| StartError {
+        what: format!("binding {binding}: cannot open its store"),
+        source,
+    })?;
+    let upstreams = upstreams.map_err(|(cluster, faults)| StartError::tls(&cluster, &faults))?;
+    Ok(Shared {
+        upstreams: Arc::new(upstreams),
+        components: match before {
+            Some(before) => Arc::clone(&before.components),
+            None => Arc::new(Components::new(config, process)),
+        },
+        stores: Arc::new(stores),
+    })
 }
 
 impl StartError {

@@ -76,7 +76,7 @@ pub(crate) struct Invocation {
 }
 
 /// What the workers share.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Shared {
     pub(crate) upstreams: Arc<Upstreams>,
     pub(crate) components: Arc<Components>,
@@ -103,10 +103,11 @@ struct Binding {
 struct Builder {
     telemetry: Arc<Telemetry>,
     /// The clusters of the configuration, which bindings share with the routes.
-    clusters: Vec<Rc<Cluster>>,
+    clusters: HashMap<String, Rc<Cluster>>,
     stores: Arc<Stores>,
     upstreams: Arc<Upstreams>,
     aborts: Rc<Aborts>,
+    worker: usize,
 }
 
 /// Where the streams of a binding end.
@@ -121,30 +122,45 @@ enum Target {
 // === impl Bindings ===
 
 impl Bindings {
+    /// The bindings of a configuration, and of those before them each that is the same.
     pub(crate) fn new(
         config: &config::Config,
         telemetry: &Arc<Telemetry>,
-        clusters: &[Rc<Cluster>],
-        shared: &Shared,
-        aborts: Rc<Aborts>,
+        clusters: &HashMap<String, Rc<Cluster>>,
+        shared: Shared,
+        aborts: &Rc<Aborts>,
+        worker: usize,
+        before: Option<&Self>,
     ) -> Self {
+        let Shared {
+            upstreams,
+            components,
+            stores,
+        } = shared;
         let builder = Builder {
             telemetry: Arc::clone(telemetry),
-            clusters: clusters.to_vec(),
-            stores: Arc::clone(&shared.stores),
-            upstreams: Arc::clone(&shared.upstreams),
-            aborts,
+            clusters: clusters.clone(),
+            stores,
+            upstreams,
+            aborts: Rc::clone(aborts),
+            worker,
         };
-        let components = Arc::clone(&shared.components);
-        let configured = (config.bindings.iter())
+        let configured: HashMap<_, _> = (config.bindings.iter())
             .map(|binding| {
-                let built = builder.build(binding, &components);
-                (binding.name.clone(), Rc::new(built))
+                let known = before.and_then(|before| before.configured.get(&binding.name));
+                let built = match known {
+                    Some(known) if known.config == *binding => Rc::clone(known),
+                    _ => Rc::new(builder.build(binding, &components)),
+                };
+                (binding.name.clone(), built)
             })
             .collect();
+        // Each is held against what is found under its name when it is wanted.
+        let mut found = before.map_or_else(HashMap::new, |before| before.found.borrow().clone());
+        found.retain(|name, _| !configured.contains_key(name));
         Self {
             configured,
-            found: RefCell::default(),
+            found: RefCell::new(found),
             components,
             builder,
         }
@@ -271,10 +287,7 @@ impl Builder {
                 buffer,
             )),
             BindingTarget::Dapr { cluster } => {
-                let shared = self
-                    .clusters
-                    .iter()
-                    .find(|known| *known.name == *cluster.name);
+                let shared = self.clusters.get(&cluster.name);
                 let shared = shared.expect("the configuration resolved the names of clusters");
                 Target::Dapr(dapr::Dapr::new(config, Rc::clone(shared), buffer))
             }
@@ -289,6 +302,7 @@ impl Builder {
             route: &route,
             target: &label,
             binding: Some(&config.name),
+            worker: self.worker,
             metrics: &self.telemetry.streams,
             breakers: &self.telemetry.breakers,
         };

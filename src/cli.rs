@@ -76,7 +76,7 @@ struct Serve {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     match cli.command.unwrap_or(Command::Serve(cli.serve)) {
-        Command::Serve(Serve { config }) => with_config(config, |_, config| serve::serve(config)),
+        Command::Serve(Serve { config }) => with_config(config, serve::serve),
         Command::Init(init) => init.run(),
         Command::Check { file } => with_config(file, |file, config| {
             print!(

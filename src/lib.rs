@@ -27,7 +27,8 @@
 //!
 //! 1. `listener` takes a permit, accepts, and hands the socket to the worker with the fewest live streams.
 //! 2. `worker` is a thread with a runtime, upstream connections and filter chains of its own. Both connections of a
-//!    stream live on it, so that nothing on the way of a byte is shared between threads.
+//!    stream live on it, so that nothing on the way of a byte is shared between threads. What the configuration means to it is
+//!    its `snapshot`; when the file changes, `app` hands every worker another, and a stream keeps what it began with.
 //! 3. `transport` is the socket as the codecs see it: it reads all that has come and writes once a turn. Under TLS it also opens and
 //!    seals; `tls` has the certificates, and says what the client's own tells the upstream.
 //! 4. `serve` looks at the first bytes, or shakes hands and hears which protocol it will be, and drives the connection: the `h2` crate for HTTP/2, hyper for HTTP/1.1. Each HTTP/2

@@ -10,6 +10,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use prometheus_client::{
@@ -43,12 +44,28 @@ pub(crate) struct Process {
     pub(crate) health_watchers: Count,
     /// Those that were one too many.
     pub(crate) health_watcher_overflows: Count,
-    listeners: Mutex<Vec<(String, Arc<ListenerStats>)>>,
-    tls: Mutex<Vec<(String, Arc<TlsStats>)>>,
-    upstream_tls: Mutex<Vec<(String, Arc<UpstreamTlsStats>)>>,
-    clusters: Mutex<Vec<(String, Arc<ClusterStats>)>>,
-    bindings: Mutex<Vec<(String, Arc<BindingStats>)>>,
+    pub(crate) config: ConfigStats,
+    listeners: Mutex<Named<ListenerStats>>,
+    tls: Mutex<Named<TlsStats>>,
+    upstream_tls: Mutex<Named<UpstreamTlsStats>>,
+    clusters: Mutex<Named<ClusterStats>>,
+    bindings: Mutex<Named<BindingStats>>,
 }
+
+/// What became of the configurations that were to be taken up.
+#[derive(Debug, Default)]
+pub(crate) struct ConfigStats {
+    /// Those that were taken up, beside the first.
+    pub(crate) reloads: Count,
+    pub(crate) failures: Count,
+    /// Whether the last one was: 1 or 0.
+    pub(crate) last_successful: Count,
+    /// When the one in force was taken up, in seconds since 1970.
+    pub(crate) last_success: Count,
+}
+
+/// What several count who each have a name.
+type Named<S> = BTreeMap<String, Arc<S>>;
 
 /// What one listener counts.
 #[derive(Debug, Default)]
@@ -146,6 +163,18 @@ impl Telemetry {
         }
     }
 
+    /// Forgets what nobody counts any more: routes, listeners and the like that a configuration had and whose last stream has
+    /// ended.
+    pub(crate) fn forget_unused(&self) {
+        self.streams.forget_unused();
+        self.breakers.forget_unused();
+        forget_unused(&self.process.listeners);
+        forget_unused(&self.process.tls);
+        forget_unused(&self.process.upstream_tls);
+        forget_unused(&self.process.clusters);
+        forget_unused(&self.process.bindings);
+    }
+
     /// A registry of all that is counted, for printing.
     pub(crate) fn registry(&self) -> Registry {
         let mut registry = Registry::default();
@@ -153,6 +182,21 @@ impl Telemetry {
         registry.register_collector(Box::new(Arc::clone(&self.breakers)));
         registry.register_collector(Box::new(Arc::clone(&self.process)));
         registry
+    }
+}
+
+impl ConfigStats {
+    /// A configuration is in force.
+    pub(crate) fn succeeded(&self, now: SystemTime) {
+        let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.last_success.set(since.as_secs());
+        self.last_successful.set(1);
+    }
+
+    /// A configuration could not be taken up.
+    pub(crate) fn failed(&self) {
+        self.failures.increment();
+        self.last_successful.set(0);
     }
 }
 
@@ -188,14 +232,13 @@ impl Process {
     }
 }
 
-fn entry<S: Default>(all: &Mutex<Vec<(String, Arc<S>)>>, name: &str) -> Arc<S> {
-    let mut all = lock(all);
-    if let Some((_, stats)) = all.iter().find(|(known, _)| known == name) {
-        return Arc::clone(stats);
-    }
-    let stats = Arc::<S>::default();
-    all.push((name.to_owned(), Arc::clone(&stats)));
-    stats
+fn entry<S: Default>(all: &Mutex<Named<S>>, name: &str) -> Arc<S> {
+    Arc::clone(lock(all).entry(name.to_owned()).or_default())
+}
+
+/// Forgets what nobody counts any more.
+fn forget_unused<S>(all: &Mutex<Named<S>>) {
+    lock(all).retain(|_, stats| Arc::strong_count(stats) > 1);
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -233,6 +276,33 @@ impl fmt::Debug for Count {
 }
 
 type Reading<S> = (&'static str, &'static str, MetricType, fn(&S) -> &Count);
+
+const CONFIG: [Reading<ConfigStats>; 4] = [
+    (
+        "thalweg_config_reloads",
+        "Changed configurations that were taken up",
+        MetricType::Counter,
+        |stats| &stats.reloads,
+    ),
+    (
+        "thalweg_config_reload_failures",
+        "Configurations that were to be taken up and could not be",
+        MetricType::Counter,
+        |stats| &stats.failures,
+    ),
+    (
+        "thalweg_config_last_reload_successful",
+        "Whether the configuration that was last to be taken up is in force",
+        MetricType::Gauge,
+        |stats| &stats.last_successful,
+    ),
+    (
+        "thalweg_config_last_reload_success_timestamp_seconds",
+        "When the configuration in force was taken up, in seconds since 1970",
+        MetricType::Gauge,
+        |stats| &stats.last_success,
+    ),
+];
 
 const LISTENER: [Reading<ListenerStats>; 10] = [
     (
@@ -545,6 +615,14 @@ impl Collector for Process {
                 MetricType::Counter,
             )?
             .encode_counter::<NoLabelSet, _, u64>(&self.health_watcher_overflows.get(), None)?;
+        for (name, help, kind, read) in &CONFIG {
+            let mut metric = encoder.encode_descriptor(name, help, None, *kind)?;
+            let count = read(&self.config).get();
+            match kind {
+                MetricType::Gauge => metric.encode_gauge(&count)?,
+                _ => metric.encode_counter::<NoLabelSet, _, u64>(&count, None)?,
+            }
+        }
         let mut family = encoder.encode_descriptor(
             "thalweg_proxy_ends",
             "Streams that the proxy ended itself, by the reason that the client was told",
@@ -580,7 +658,7 @@ impl Collector for Process {
 fn encode_all<S>(
     encoder: &mut DescriptorEncoder<'_>,
     label: &str,
-    all: &[(String, Arc<S>)],
+    all: &Named<S>,
     readings: &[Reading<S>],
 ) -> fmt::Result {
     for (name, help, kind, read) in readings {

@@ -27,12 +27,12 @@ pub(crate) mod http2;
 /// One worker's connections to a cluster.
 #[derive(Debug)]
 pub(crate) struct Cluster {
-    pub(crate) name: Arc<str>,
     /// What messages call it.
     pub(crate) label: Arc<str>,
     /// Whether its connections are under TLS.
     pub(crate) tls: bool,
     pub(crate) endpoints: Endpoints,
+    settings: Arc<config::Cluster>,
 }
 
 /// The endpoints of a cluster, by the protocol that they speak.
@@ -71,9 +71,8 @@ impl Cluster {
         tls: Option<Arc<tls::Upstream>>,
         stats: Arc<ClusterStats>,
     ) -> Self {
-        let name: Arc<str> = settings.name.as_str().into();
         let shared = Rc::new(Shared {
-            name: Arc::clone(&name),
+            name: settings.name.as_str().into(),
             settings: Arc::clone(settings),
             tls,
             stats,
@@ -93,10 +92,25 @@ impl Cluster {
             ),
         };
         Self {
-            name,
             label: settings.label.as_str().into(),
             tls: settings.tls.is_some(),
             endpoints,
+            settings: Arc::clone(settings),
+        }
+    }
+
+    /// What it was built from.
+    pub(crate) fn settings(&self) -> &Arc<config::Cluster> {
+        &self.settings
+    }
+}
+
+/// No stream will be opened any more. Connections close after their last.
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        match &self.endpoints {
+            Endpoints::Http2(pools) => pools.all().iter().for_each(|pool| pool.close()),
+            Endpoints::Http1(pools) => pools.all().iter().for_each(|pool| pool.close()),
         }
     }
 }

@@ -1,7 +1,9 @@
 //! One worker: a thread with a runtime of its own, upstream pools of its own, and chains of its own.
 //!
 //! Both connections of a stream live on one worker, so nothing on the way of a byte is shared between threads. What crosses
-//! threads is a socket when it is handed over, and counters when they are read.
+//! threads is a socket when it is handed over, a configuration when it is another, and counters when they are read.
+//!
+//! [`snapshot`] is what a configuration means to one worker.
 
 use std::{
     cell::RefCell,
@@ -12,71 +14,74 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
-    task::{Context, Poll},
     thread,
     time::Duration,
 };
 
-use http::{Request, Response};
+use http::Request;
 use thalweg_filters::{
-    Body, Error, Side, StreamContext,
-    chain::{Chain, ChainFuture, Surroundings},
-    deadline::{Deadline, DeadlineFuture},
-    timeouts::Timeouts,
+    Body, Error, Side, StreamContext, chain::ChainFuture, deadline::DeadlineFuture,
 };
 use thalweg_proto::status::Code;
 use tokio::{
     net::{TcpStream, UnixStream},
-    runtime::{Builder, LocalOptions},
-    sync::{OwnedSemaphorePermit, mpsc, watch},
+    runtime::{self, LocalOptions},
+    sync::{OwnedSemaphorePermit, mpsc, oneshot, watch},
     task::JoinSet,
     time::timeout,
 };
-use tower::{Service, service_fn};
 
 use crate::{
-    bindings::{Aborts, Api, Bindings, Call, Shared},
-    config::{Config, Destination, Drain, Match},
+    bindings::Shared,
+    config::{Config, Drain},
     dismissal::{Exit, Group, Member, Progress},
     drain::Phase,
-    forward::Forward,
-    health::Health,
-    router::Router,
     serve::{self, Front},
     telemetry::{Process, Telemetry},
     transport::Socket,
-    upstream::Cluster,
 };
+
+mod snapshot;
+
+use snapshot::{Builder, Snapshot};
 
 /// What the tasks of one worker share.
 pub(crate) struct Worker {
-    routes: Router<Deadline<SharedChain>>,
-    /// Takes the calls of bindings, before the routes; `None` where there are no bindings.
-    bindings: Option<RefCell<Deadline<Api>>>,
-    /// Uploads of bindings that were given up.
-    aborts: Rc<Aborts>,
+    /// What is in force. A stream has what it uses of it to itself, and keeps it when this changes.
+    snapshot: RefCell<Rc<Snapshot>>,
+    builder: Builder,
     pub(crate) process: Arc<Process>,
     pub(crate) phases: watch::Receiver<Phase>,
     load: Arc<Load>,
     /// All live streams.
     streams: Rc<Group>,
-    /// How they are let go of.
-    farewell: Rc<Drain>,
 }
-
-/// A chain that the worker's routes lead to, and those of every chain that goes on to the routes below it.
-#[derive(Clone)]
-struct SharedChain(Rc<RefCell<Chain>>);
 
 /// A worker as the rest of the process sees it.
 #[derive(Debug)]
 pub(crate) struct Handle {
-    sockets: mpsc::UnboundedSender<Accepted>,
+    orders: mpsc::UnboundedSender<Order>,
     load: Arc<Load>,
     thread: thread::JoinHandle<()>,
 }
 
-/// A socket on its way to a worker. The permit that bounds the listener's connections bounds this queue too.
+/// What a worker is told. Connections are bounded by the permits of their listeners, and of configurations there is one at a
+/// time: whoever sends one waits until it is in force.
+#[derive(Debug)]
+enum Order {
+    Serve(Accepted),
+    Configure(Configured),
+}
+
+/// A configuration on its way to a worker, which has nothing in it that could fail.
+#[derive(Debug)]
+struct Configured {
+    config: Arc<Config>,
+    shared: Shared,
+    done: oneshot::Sender<()>,
+}
+
+/// A socket on its way to a worker.
 #[derive(Debug)]
 pub(crate) struct Accepted {
     pub(crate) socket: AcceptedSocket,
@@ -107,18 +112,19 @@ pub(crate) struct Live {
 
 /// Starts a worker's thread.
 pub(crate) fn start(
-    name: String,
+    index: usize,
     config: Arc<Config>,
     telemetry: &Arc<Telemetry>,
     shared: &Shared,
     phases: watch::Receiver<Phase>,
 ) -> io::Result<Handle> {
-    let (sockets, accepted) = mpsc::unbounded_channel();
+    let (orders, inbox) = mpsc::unbounded_channel();
     let load = Arc::<Load>::default();
     let (telemetry, shared) = (Arc::clone(telemetry), shared.clone());
     let shared_load = Arc::clone(&load);
+    let name = format!("worker-{index}");
     let thread = thread::Builder::new().name(name).spawn(move || {
-        let runtime = Builder::new_current_thread()
+        let runtime = runtime::Builder::new_current_thread()
             .enable_all()
             .build_local(LocalOptions::default());
         // Without a runtime there is nothing to serve with; the process says so and goes on with its other workers.
@@ -127,21 +133,34 @@ pub(crate) fn start(
             Err(error) => return tracing::error!(%error, "a worker could not start"),
         };
         runtime.block_on(async move {
-            let worker = Worker::new(&config, &telemetry, &shared, phases, shared_load);
-            run(Rc::new(worker), accepted).await;
+            let builder = Builder {
+                worker: index,
+                telemetry,
+                phases: phases.clone(),
+                aborts: Rc::default(),
+            };
+            let worker = Worker::new(builder, config, shared, phases, shared_load);
+            run(Rc::new(worker), inbox).await;
         });
     })?;
     Ok(Handle {
-        sockets,
+        orders,
         load,
         thread,
     })
 }
 
-/// Serves what is handed over until the sockets end, and then for as long as the drain may last.
-async fn run(worker: Rc<Worker>, mut accepted: mpsc::UnboundedReceiver<Accepted>) {
+/// Does what it is told until the orders end, and then goes on for as long as the drain may last.
+async fn run(worker: Rc<Worker>, mut orders: mpsc::UnboundedReceiver<Order>) {
     let mut connections = JoinSet::new();
-    while let Some(accepted) = accepted.recv().await {
+    while let Some(order) = orders.recv().await {
+        let accepted = match order {
+            Order::Serve(accepted) => accepted,
+            Order::Configure(configured) => {
+                worker.take_up(configured);
+                continue;
+            }
+        };
         while connections.try_join_next().is_some() {}
         let Accepted {
             socket,
@@ -157,7 +176,7 @@ async fn run(worker: Rc<Worker>, mut accepted: mpsc::UnboundedReceiver<Accepted>
     }
     worker.drain(&mut connections).await;
     connections.shutdown().await;
-    worker.aborts.finish().await;
+    worker.builder.aborts.finish().await;
 }
 
 /// How long the last words of streams that were cut may take to leave.
@@ -167,88 +186,19 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 
 impl Worker {
     fn new(
-        config: &Config,
-        telemetry: &Arc<Telemetry>,
-        shared: &Shared,
+        builder: Builder,
+        config: Arc<Config>,
+        shared: Shared,
         phases: watch::Receiver<Phase>,
         load: Arc<Load>,
     ) -> Self {
-        let process = Arc::clone(&telemetry.process);
-        let clusters: Vec<Rc<Cluster>> = config
-            .clusters
-            .iter()
-            .map(|cluster| {
-                let tls = shared.upstreams.of(&cluster.name);
-                Rc::new(Cluster::new(cluster, tls, process.cluster(&cluster.name)))
-            })
-            .collect();
-        let cluster = |name: &str| {
-            let found = clusters.iter().find(|cluster| &*cluster.name == name);
-            Rc::clone(found.expect("the configuration resolved the names of clusters"))
-        };
-        // From the last to the first, so that each finds those below it.
-        let mut below: Vec<(Match, SharedChain)> = Vec::new();
-        for route in config.routes.iter().rev() {
-            // Routes to one cluster share its breaker; any other is the route's own.
-            let target = match &route.destination {
-                Destination::Clusters(targets) if targets.len() == 1 => {
-                    format!("cluster {}", targets[0].cluster.name)
-                }
-                _ => format!("route {}", route.name),
-            };
-            let surroundings = Surroundings {
-                route: &route.name,
-                target: &target,
-                binding: None,
-                metrics: &telemetry.streams,
-                breakers: &telemetry.breakers,
-            };
-            let chain = match &route.destination {
-                Destination::Clusters(targets) => {
-                    let targets = targets
-                        .iter()
-                        .map(|target| (cluster(&target.cluster.name), target.weight));
-                    let forward = Rc::new(Forward::new(targets, route.timeouts));
-                    let end =
-                        service_fn(move |request| Forward::call(Rc::clone(&forward), request));
-                    let end = Timeouts::new(end, route.timeouts.phases);
-                    Chain::build(&route.filters, surroundings, end)
-                }
-                Destination::RoutesBelow => {
-                    let routes: Router<SharedChain> = below.iter().rev().cloned().collect();
-                    let end = service_fn(move |request| {
-                        let taken = send(&routes, request);
-                        async { taken?.await }
-                    });
-                    Chain::build(&route.filters, surroundings, end)
-                }
-            };
-            below.push((route.matches.clone(), SharedChain::new(chain)));
-        }
-        let health = config.health_service.as_ref().map(|settings| {
-            let health = Rc::new(Health::new(settings, phases.clone(), Arc::clone(&process)));
-            let end = service_fn(move |request| Rc::clone(&health).call(request));
-            (Health::matches(), SharedChain::new(Chain::new(end)))
-        });
-        let routes = below
-            .into_iter()
-            .rev()
-            .chain(health)
-            .map(|(conditions, chain)| (conditions, Deadline::new(chain)))
-            .collect();
-        let aborts = Rc::<Aborts>::default();
-        let bindings = Bindings::new(config, telemetry, &clusters, shared, Rc::clone(&aborts));
-        let bindings = Rc::new(bindings);
-        let api = Api::new(bindings, &config.bindings_front);
         Self {
-            routes,
-            bindings: api.map(|api| RefCell::new(Deadline::new(api))),
-            aborts,
-            process,
+            snapshot: RefCell::new(Rc::new(builder.build(config, shared, None))),
+            process: Arc::clone(&builder.telemetry.process),
+            builder,
             phases,
             load,
             streams: Rc::default(),
-            farewell: Rc::new(config.drain.clone()),
         }
     }
 
@@ -258,7 +208,7 @@ impl Worker {
             timeout: limit,
             force,
             ..
-        } = *self.farewell;
+        } = *self.snapshot.borrow().farewell;
         let mut end = pin!(async { while connections.join_next().await.is_some() {} });
         if timeout(limit, &mut end).await.is_ok() {
             return;
@@ -292,15 +242,24 @@ impl Worker {
     /// Sends a request to the binding that it calls, or on its route.
     pub(crate) fn call(
         &self,
-        mut request: Request<Body>,
+        request: Request<Body>,
     ) -> Result<DeadlineFuture<ChainFuture>, Error> {
-        if let Some(bindings) = &self.bindings
-            && let Some(call) = Call::of(&request)
-        {
-            request.extensions_mut().insert(call);
-            return Ok(bindings.borrow_mut().call(request));
-        }
-        send(&self.routes, request)
+        self.snapshot.borrow().call(request)
+    }
+
+    /// Puts another configuration in force, for the streams that begin from now on.
+    fn take_up(&self, configured: Configured) {
+        let Configured {
+            config,
+            shared,
+            done,
+        } = configured;
+        let before = Rc::clone(&self.snapshot.borrow());
+        let next = self.builder.build(config, shared, Some(&before));
+        self.snapshot.replace(Rc::new(next));
+        // What nobody needs any more ends here, before anybody hears that it has.
+        drop(before);
+        let _ = done.send(());
     }
 
     /// Counts a stream on the worker's load while it lives, and its panic if it ends in one. The runtime catches the panic;
@@ -315,7 +274,10 @@ impl Worker {
 
     /// What ends the stream if it is aborted or dismissed.
     pub(crate) fn exit(&self, stream: &StreamContext, request: Option<Rc<Progress>>) -> Exit {
-        let (settings, process) = (Rc::clone(&self.farewell), Arc::clone(&self.process));
+        let (settings, process) = (
+            Rc::clone(&self.snapshot.borrow().farewell),
+            Arc::clone(&self.process),
+        );
         Exit::new(stream.clone(), request, settings, process)
     }
 }
@@ -327,22 +289,6 @@ impl Drop for Live {
             self.worker.process.panics.increment();
         }
     }
-}
-
-/// Sends a request on the first of the routes that matches.
-fn send<S>(routes: &Router<S>, request: Request<Body>) -> Result<S::Future, Error>
-where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Error> + Clone,
-{
-    let (parts, body) = request.into_parts();
-    let Some(route) = routes.find(&parts) else {
-        let message = format!("no route for {}", parts.uri.path());
-        return Err(
-            Error::new(Code::Unimplemented, "no_route", Side::Client, message)
-                .with_http_status(404),
-        );
-    };
-    Ok(route.clone().call(Request::from_parts(parts, body)))
 }
 
 /// One live connection, on the worker's load and the listener's gauge; holds the listener's permit.
@@ -370,35 +316,25 @@ impl Drop for Connected {
     }
 }
 
-// === impl SharedChain ===
-
-impl SharedChain {
-    fn new(chain: Chain) -> Self {
-        Self(Rc::new(RefCell::new(chain)))
-    }
-}
-
-impl Service<Request<Body>> for SharedChain {
-    type Response = Response<Body>;
-    type Error = Error;
-    type Future = ChainFuture;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        self.0.borrow_mut().poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> ChainFuture {
-        self.0.borrow_mut().call(request)
-    }
-}
-
 // === impl Handle ===
 
 impl Handle {
     /// Hands a socket over, unless the worker is gone.
     pub(crate) fn take(&self, accepted: Accepted) {
         self.load.connections.fetch_add(1, Relaxed);
-        let _ = self.sockets.send(accepted);
+        let _ = self.orders.send(Order::Serve(accepted));
+    }
+
+    /// Hands a configuration over; the answer comes when it is in force, or never if the worker is gone.
+    pub(crate) fn configure(&self, config: Arc<Config>, shared: Shared) -> oneshot::Receiver<()> {
+        let (done, answer) = oneshot::channel();
+        let configured = Configured {
+            config,
+            shared,
+            done,
+        };
+        let _ = self.orders.send(Order::Configure(configured));
+        answer
     }
 
     /// The fewer, the sooner it takes the next connection: live streams, then connections.
@@ -411,7 +347,7 @@ impl Handle {
 
     /// Waits for the worker's end, which comes when nobody can hand it sockets any more.
     pub(crate) fn join(self) {
-        drop(self.sockets);
+        drop(self.orders);
         // A worker that panicked has said so already.
         let _ = self.thread.join();
     }
@@ -431,9 +367,13 @@ impl AcceptedSocket {
 
 #[cfg(test)]
 mod tests {
-    use std::pin::Pin;
+    use std::{
+        pin::Pin,
+        task::{Context, Poll},
+    };
 
     use bytes::Bytes;
+    use http::Response;
     use http_body::Frame;
     use thalweg_filters::Chunk;
     use tokio::{
@@ -441,6 +381,7 @@ mod tests {
         sync::Semaphore,
         task::{LocalSet, spawn_local},
     };
+    use tower::service_fn;
 
     use super::*;
 
@@ -475,31 +416,25 @@ mod tests {
                 }))
             }
         });
-        let telemetry = Telemetry::default();
-        let surroundings = Surroundings {
-            route: "it",
-            target: "route it",
-            binding: None,
-            metrics: &telemetry.streams,
-            breakers: &telemetry.breakers,
-        };
-        let chain = SharedChain::new(Chain::build(&[], surroundings, end));
-        let routes = [(Match::default(), Deadline::new(chain))];
         let (drain, drains) = watch::channel(Phase::Serving);
-        let worker = Worker {
-            routes: routes.into_iter().collect(),
-            bindings: None,
+        let builder = Builder {
+            worker: 0,
+            telemetry: Arc::default(),
+            phases: drains.clone(),
             aborts: Rc::default(),
-            process: Arc::default(),
-            phases: drains,
-            load: Arc::default(),
-            streams: Rc::default(),
-            farewell: Rc::default(),
         };
         let front = Front {
             settings: config.listeners[0].clone(),
             tls: None,
             stats: Arc::default(),
+        };
+        let worker = Worker {
+            snapshot: RefCell::new(Rc::new(builder.leading_to(Arc::new(config), end))),
+            builder,
+            process: Arc::default(),
+            phases: drains,
+            streams: Rc::default(),
+            load: Arc::default(),
         };
         (Rc::new(worker), Arc::new(front), drain)
     }

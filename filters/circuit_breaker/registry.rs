@@ -80,20 +80,24 @@ impl Registry {
         self.named("resiliency", target, config)
     }
 
+    /// Forgets those that guard nothing any more.
+    pub fn forget_unused(&self) {
+        lock(&self.breakers).retain(|breaker| Arc::strong_count(&breaker.0) > 1);
+    }
+
     fn named(&self, name: &'static str, target: &str, config: &Config) -> Breaker {
         let mut breakers = lock(&self.breakers);
-        let mut others = 0;
         let alike = |breaker: &&Breaker| breaker.0.target == target && breaker.0.purpose == name;
-        for breaker in breakers.iter().filter(alike) {
-            if breaker.0.config == *config {
-                return breaker.clone();
-            }
-            others += 1;
+        let others: Vec<&Breaker> = breakers.iter().filter(alike).collect();
+        if let Some(same) = others.iter().find(|other| other.0.config == *config) {
+            return Breaker::clone(same);
         }
-        let label = match others {
-            0 => name.to_owned(),
-            others => format!("{name}-{}", others + 1),
-        };
+        let labels =
+            std::iter::once(name.to_owned()).chain((2..).map(|number| format!("{name}-{number}")));
+        let label = labels
+            .into_iter()
+            .find(|label| others.iter().all(|other| other.0.name != *label));
+        let label = label.expect("numbers do not end");
         let breaker = Breaker::new(target, name, label, config);
         breakers.push(breaker.clone());
         breaker

@@ -108,6 +108,10 @@ impl Bindings {
         Arc::clone(lock(&self.all).entry(name.to_owned()).or_default())
     }
 
+    pub(super) fn forget_unused(&self) {
+        lock(&self.all).retain(|_, stats| Arc::strong_count(stats) > 1);
+    }
+
     pub(super) fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let all = lock(&self.all).clone();
         // OpenMetrics has no counter whose name lacks `_total`, and Dapr's name lacks it; a reader that trusts the type

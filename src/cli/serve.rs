@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, IsTerminal, Write},
+    path::Path,
     process::ExitCode,
 };
 
@@ -13,7 +14,7 @@ use super::{fail, welcome::Welcome};
 use crate::{app::App, config::Config};
 
 /// Serves until a signal asks for the end.
-pub(super) fn serve(config: Config) -> ExitCode {
+pub(super) fn serve(file: &Path, config: Config) -> ExitCode {
     let filter = EnvFilter::try_from_env("THALWEG_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -28,21 +29,22 @@ pub(super) fn serve(config: Config) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("cannot start: {error}")),
     };
-    let code = runtime.block_on(run(config));
+    let code = runtime.block_on(run(file, config));
     // Not dropped, which would wait for the workers, and with them for their streams.
     runtime.shutdown_background();
     code
 }
 
-async fn run(config: Config) -> ExitCode {
+async fn run(file: &Path, config: Config) -> ExitCode {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    let mut signals = match Signals::new() {
-        Ok(signals) => signals,
+    let heard = Signals::new().and_then(|signals| Ok((signals, signal(SignalKind::hangup())?)));
+    let (mut signals, mut hangups) = match heard {
+        Ok(heard) => heard,
         Err(error) => return fail(&format!("cannot listen for signals: {error}")),
     };
-    let app = match App::start(config.clone()).await {
+    let mut app = match App::start(config.clone()).await {
         Ok(app) => app,
         Err(error) => return fail(&error.to_string()),
     };
@@ -60,9 +62,11 @@ async fn run(config: Config) -> ExitCode {
     // Nobody has to read it.
     let _ = write!(io::stdout(), "{welcome}");
     tell(NotifyState::Ready);
+    let asked_to_drain = app.asked_to_drain();
     tokio::select! {
         () = signals.next() => {}
-        () = app.asked_to_drain() => {}
+        () = asked_to_drain => {}
+        () = app.follow(file, &mut hangups) => {}
     }
     tell(NotifyState::Stopping);
     tracing::info!("draining; a second signal ends it at once");

@@ -52,8 +52,13 @@ pub(crate) struct Broken {
 // === impl Upstreams ===
 
 impl Upstreams {
-    /// Reads the files of all clusters; or tells whose are no good.
-    pub(crate) fn load(config: &Config, process: &Process) -> Result<Self, (String, Vec<Fault>)> {
+    /// Reads the files of all clusters; or tells whose are no good. What was read before under the same settings stays, with its
+    /// sessions.
+    pub(crate) fn load(
+        config: &Config,
+        process: &Process,
+        before: &Self,
+    ) -> Result<Self, (String, Vec<Fault>)> {
         let of_bindings = config.bindings.iter().filter_map(|it| match &it.target {
             BindingTarget::Http(http) => Some(&http.cluster),
             _ => None,
@@ -61,6 +66,12 @@ impl Upstreams {
         let mut all = HashMap::new();
         for cluster in config.clusters.iter().chain(of_bindings) {
             if let Some(tls) = &cluster.tls {
+                if let Some(known) = before.0.get(&cluster.name)
+                    && (&known.settings, known.protocol) == (tls, cluster.protocol)
+                {
+                    all.insert(cluster.name.clone(), Arc::clone(known));
+                    continue;
+                }
                 let stats = process.upstream_tls(&cluster.name);
                 let loaded = Upstream::load(tls, cluster.protocol, stats);
                 let loaded = loaded.map_err(|faults| (cluster.label.clone(), faults))?;
@@ -74,9 +85,15 @@ impl Upstreams {
         self.0.get(cluster).cloned()
     }
 
-    /// Looks after the files of all, each for as long as it is used.
-    pub(crate) fn watch(&self) -> impl Iterator<Item = impl Future<Output = ()> + use<>> {
-        let all = self.0.iter();
+    /// Looks after the files of all that are not among those before, each for as long as it is used.
+    pub(crate) fn watch(
+        &self,
+        before: &Self,
+    ) -> impl Iterator<Item = impl Future<Output = ()> + use<>> {
+        let all = (self.0.iter()).filter(|(cluster, tls)| {
+            let known = before.0.get(*cluster);
+            !known.is_some_and(|known| Arc::ptr_eq(known, tls))
+        });
         all.map(|(cluster, tls)| watch(Arc::downgrade(tls), format!("cluster {cluster}")))
     }
 }

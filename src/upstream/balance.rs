@@ -27,6 +27,12 @@ pub(crate) trait Load {
     fn failed_at(&self) -> Option<Instant>;
 }
 
+impl<P> Balance<P> {
+    pub(crate) fn all(&self) -> &[Rc<P>] {
+        &self.endpoints
+    }
+}
+
 impl<P: Load> Balance<P> {
     /// Tries `open` on the best endpoint, and on the next best while it fails: nothing was sent yet, so nothing is lost.
     pub(crate) async fn open<T, F>(&self, open: impl Fn(Rc<P>) -> F) -> Result<T, Error>

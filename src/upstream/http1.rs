@@ -37,6 +37,8 @@ pub(crate) struct Pool {
     shared: Rc<Shared>,
     address: Address,
     idle: RefCell<Vec<(Sender, Instant)>>,
+    /// No connection is kept any more.
+    closed: Cell<bool>,
     /// A task watches the idle ones.
     expiring: Cell<bool>,
     /// One permit a request: a connection carries one at a time.
@@ -61,6 +63,7 @@ impl Pool {
             shared,
             address,
             idle: RefCell::default(),
+            closed: Cell::new(false),
             expiring: Cell::new(false),
             permits,
             failed_at: Cell::new(None),
@@ -156,7 +159,16 @@ impl Pool {
         Ok(sender)
     }
 
+    /// Closes the idle connections, and each of the others after its exchange.
+    pub(crate) fn close(&self) {
+        self.closed.set(true);
+        self.idle.take();
+    }
+
     fn keep(self: &Rc<Self>, sender: Sender) {
+        if self.closed.get() {
+            return;
+        }
         let settings = &self.shared.settings.pool;
         let mut idle = self.idle.borrow_mut();
         if idle.len() < settings.max_connections {

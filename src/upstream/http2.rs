@@ -58,6 +58,8 @@ pub(crate) struct Pool {
 struct State {
     connections: Vec<Rc<Connection>>,
     dialing: usize,
+    /// No connection is kept any more.
+    closed: bool,
     waiting: VecDeque<oneshot::Sender<Result<Lease, Error>>>,
 }
 
@@ -142,6 +144,17 @@ impl Pool {
         }
     }
 
+    /// Retires all connections, and those that are being dialed when they come.
+    pub(crate) fn close(self: &Rc<Self>) {
+        let mut state = self.state.borrow_mut();
+        state.closed = true;
+        let connections = std::mem::take(&mut state.connections);
+        drop(state);
+        for _ in &connections {
+            self.shared.stats.retired.increment();
+        }
+    }
+
     /// Dials when there is need of room and no dial on its way would bring it.
     fn dial_if_wanted(self: &Rc<Self>) {
         let mut state = self.state.borrow_mut();
@@ -186,6 +199,7 @@ impl Pool {
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         match opened {
+            Ok(_) if self.state.borrow().closed => {}
             Ok((sender, driver)) => {
                 self.failed_at.set(None);
                 let connection = Rc::new(Connection {

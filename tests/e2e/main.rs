@@ -12,6 +12,7 @@
 //! | `health` | who is asked for its health, and who finds out about that of others |
 //! | `http` | plain HTTP, over every pair of protocols |
 //! | `invoke` | what `thalweg invoke` and `thalweg bindings` promise to those who type them |
+//! | `reload` | what becomes of streams, connections and counters when the configuration changes |
 //! | `resets` | what each reset code of one side becomes on the other |
 //! | `safety` | the limits that keep a rude peer from hurting others |
 //! | `shapes` | every kind of call, as client and upstream see it |
@@ -41,6 +42,7 @@ mod endings;
 mod health;
 mod http;
 mod invoke;
+mod reload;
 mod resets;
 mod safety;
 mod shapes;

@@ -112,9 +112,9 @@ impl Handle {
     }
 
     /// The component will not be looked after any more.
-    pub(super) fn gone(&self) {
+    pub(super) fn gone(&self, why: &str) {
         self.0.was_ready.store(false, Relaxed);
-        let why = State::Waiting("its socket is gone".into());
+        let why = State::Waiting(why.into());
         if let State::Ready(_) = std::mem::replace(&mut *self.state(), why) {
             self.0.stats.ready.decrement();
         }

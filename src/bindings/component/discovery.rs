@@ -12,15 +12,15 @@ use std::{
     sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
-use thalweg_filters::chain::Filter;
 use tokio::{
+    sync::watch,
     task::{AbortHandle, JoinSet},
-    time::sleep,
+    time::timeout,
 };
 
 use super::Handle;
 use crate::{
-    config::{self, BindingTarget, ComponentSockets},
+    config::{self, BindingTarget, Config},
     telemetry::Process,
 };
 
@@ -30,8 +30,7 @@ pub(crate) struct Components {
     /// By the name of the binding. One that was found once keeps its handle, so that what workers built for it serves again when
     /// it comes back.
     handles: Mutex<HashMap<String, Handle>>,
-    sockets: Option<ComponentSockets>,
-    filters: Vec<Filter>,
+    config: watch::Sender<Arc<Config>>,
     found: RwLock<HashMap<String, Found>>,
     process: Arc<Process>,
 }
@@ -44,51 +43,79 @@ struct Found {
     supervisor: AbortHandle,
 }
 
+/// A component that the configuration names.
+struct Supervised {
+    settings: config::Component,
+    handle: Handle,
+    supervisor: AbortHandle,
+}
+
 // === impl Components ===
 
 impl Components {
     /// The components that the configuration names, and a place for those that are found.
-    pub(crate) fn new(config: &config::Config, process: &Arc<Process>) -> Self {
+    pub(crate) fn new(config: &Arc<Config>, process: &Arc<Process>) -> Self {
         Self {
             handles: Mutex::default(),
-            sockets: config.component_sockets.clone(),
-            filters: config.binding_filters(),
+            config: watch::Sender::new(Arc::clone(config)),
             found: RwLock::default(),
             process: Arc::clone(process),
         }
     }
 
-    /// Looks after all components for as long as it is polled.
-    pub(crate) async fn supervise(self: Arc<Self>, bindings: Vec<Arc<config::Binding>>) {
-        let mut supervisors = JoinSet::new();
-        for binding in &bindings {
-            if let BindingTarget::Component(component) = &binding.target {
-                let handle = self.handle(&binding.name);
-                supervisors.spawn(handle.supervise(component.clone()));
+    /// Goes by another configuration. A component whose settings are the same notices nothing; any other begins anew, so that what
+    /// is asked for its handle from now on hears of the new one.
+    pub(crate) fn configure(&self, config: &Arc<Config>) {
+        let before = self.config.borrow().clone();
+        let mut handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
+        let (before, now) = (named(&before), named(config));
+        for name in before.keys().chain(now.keys()) {
+            if before.get(name) != now.get(name) {
+                handles.remove(*name);
             }
         }
-        let Some(sockets) = &self.sockets else {
-            while supervisors.join_next().await.is_some() {}
-            return;
-        };
-        let taken: Vec<&str> = bindings.iter().map(|binding| &*binding.name).collect();
+        drop(handles);
+        let filters = config.binding_filters();
+        let mut found = self.found.write().unwrap_or_else(PoisonError::into_inner);
+        for (name, found) in found.iter_mut() {
+            let binding = config::Binding::discovered(name, &found.socket, &filters);
+            if *found.binding != binding {
+                found.binding = Arc::new(binding);
+            }
+        }
+        drop(found);
+        self.config.send_replace(Arc::clone(config));
+    }
+
+    /// Looks after all components for as long as it is polled.
+    pub(crate) async fn supervise(self: Arc<Self>) {
+        let mut news = self.config.subscribe();
+        let mut supervisors = JoinSet::new();
+        let mut supervised = HashMap::new();
         loop {
             while supervisors.try_join_next().is_some() {}
-            match list(&sockets.folder) {
-                Ok(seen) => self.update(seen, sockets.max, &taken, &mut supervisors),
-                // A folder that is not there has nothing in it.
-                Err(error) => {
+            let config = Arc::clone(&news.borrow_and_update());
+            self.update_named(&config, &mut supervised, &mut supervisors);
+            let seen = match &config.component_sockets {
+                None => Vec::new(),
+                Some(sockets) => list(&sockets.folder).unwrap_or_else(|error| {
+                    // A folder that is not there has nothing in it.
                     tracing::debug!(folder = %sockets.folder.display(), %error, "cannot look into the folder of components");
-                    self.update(Vec::new(), sockets.max, &taken, &mut supervisors);
-                }
-            }
-            sleep(sockets.interval).await;
+                    Vec::new()
+                }),
+            };
+            self.update_found(&config, seen, &mut supervisors);
+            let another = news.changed();
+            let _ = match &config.component_sockets {
+                None => another.await,
+                Some(sockets) => timeout(sockets.interval, another).await.unwrap_or(Ok(())),
+            };
         }
     }
 
     /// Whether bindings may appear that the configuration does not name.
     pub(crate) fn may_appear(&self) -> bool {
-        self.sockets.is_some()
+        self.config.borrow().component_sockets.is_some()
     }
 
     /// A binding that was found, once its component has been reached.
@@ -116,32 +143,68 @@ impl Components {
         handle
     }
 
-    fn update(
+    /// Begins to look after what the configuration names now, and ceases to where it does not or says otherwise.
+    fn update_named(
         &self,
-        seen: Vec<(String, PathBuf)>,
-        most: usize,
-        taken: &[&str],
+        config: &Config,
+        supervised: &mut HashMap<String, Supervised>,
         supervisors: &mut JoinSet<()>,
     ) {
+        let named = named(config);
+        supervised.retain(|name, known| {
+            let stays = named.get(&**name) == Some(&&known.settings);
+            if !stays {
+                known.supervisor.abort();
+                known.handle.gone("its settings have changed");
+            }
+            stays
+        });
+        for (name, settings) in named {
+            if supervised.contains_key(name) {
+                continue;
+            }
+            let handle = self.handle(name);
+            let supervisor = supervisors.spawn(handle.clone().supervise(settings.clone()));
+            let settings = settings.clone();
+            supervised.insert(
+                name.to_owned(),
+                Supervised {
+                    settings,
+                    handle,
+                    supervisor,
+                },
+            );
+        }
+    }
+
+    fn update_found(
+        &self,
+        config: &Config,
+        seen: Vec<(String, PathBuf)>,
+        supervisors: &mut JoinSet<()>,
+    ) {
+        let taken = |name: &str| config.bindings.iter().any(|binding| binding.name == name);
+        let most = (config.component_sockets.as_ref()).map_or(0, |sockets| sockets.max);
+        let filters = config.binding_filters();
         let mut found = self.found.write().unwrap_or_else(PoisonError::into_inner);
         found.retain(|name, known| {
-            let stays = seen.iter().any(|(_, path)| *path == known.socket);
+            let stays = !taken(name) && seen.iter().any(|(_, path)| *path == known.socket);
             if !stays {
                 tracing::info!("binding {name}: its socket is gone");
-                known.handle.gone();
                 known.supervisor.abort();
+                known.handle.gone("its socket is gone");
             }
             stays
         });
         for (name, socket) in seen {
-            if taken.contains(&&*name) || found.contains_key(&name) {
+            if taken(&name) || found.contains_key(&name) {
                 continue;
             }
             if found.len() >= most {
                 tracing::warn!(socket = %socket.display(), "passed over: component_sockets.max bindings were found already");
                 break;
             }
-            let binding = Arc::new(config::Binding::discovered(&name, &socket, &self.filters));
+            let binding = Arc::new(config::Binding::discovered(&name, &socket, &filters));
             let BindingTarget::Component(component) = &binding.target else {
                 continue;
             };
@@ -158,6 +221,18 @@ impl Components {
             );
         }
     }
+}
+
+/// The components that the configuration names, by their bindings.
+fn named(config: &Config) -> HashMap<&str, &config::Component> {
+    let named = config
+        .bindings
+        .iter()
+        .filter_map(|binding| match &binding.target {
+            BindingTarget::Component(component) => Some((&*binding.name, component)),
+            _ => None,
+        });
+    named.collect()
 }
 
 /// The sockets of a folder, by the names that their bindings get, in order.

@@ -3,7 +3,7 @@
 //! Folders and memories are shared by all workers. A store that is reached over the network is set up by each worker for itself, so that
 //! its connections live and end with the worker that uses them.
 
-use std::{collections::HashMap, io, ops::Range, sync::Arc};
+use std::{collections::HashMap, fmt, io, ops::Range, sync::Arc, time::Duration};
 
 use futures_util::stream::BoxStream;
 use object_store::{
@@ -16,9 +16,19 @@ use thalweg_proto::status::Code;
 use super::{files::Files, memory::Memory, remote::Remote};
 use crate::config::{BindingTarget, Config, ObjectStore, Place};
 
-/// What the bindings of all workers share.
-pub(crate) struct Stores(HashMap<String, Shared>);
+/// What the bindings of all workers share, by the name of the binding.
+#[derive(Debug, Default)]
+pub(crate) struct Stores(HashMap<String, Opened>);
 
+/// A store that could be opened.
+#[derive(Clone, Debug)]
+struct Opened {
+    place: Place,
+    stall: Duration,
+    shared: Shared,
+}
+
+#[derive(Clone)]
 enum Shared {
     Files(Arc<Files>),
     Memory(Arc<Memory>),
@@ -43,39 +53,68 @@ pub(super) struct Writing {
 #[derive(Debug)]
 pub(super) struct Full(pub(super) &'static str);
 
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Files(_) => "Files",
+            Self::Memory(_) => "Memory",
+            Self::Remote => "Remote",
+        })
+    }
+}
+
 // === impl Stores ===
 
 impl Stores {
-    /// Sets up every store once, so that what is wrong with one is told at the start; with the name of its binding.
-    pub(crate) fn open(config: &Config) -> std::result::Result<Self, (String, io::Error)> {
+    /// Sets up every store once, so that what is wrong with one is told before it is used; with the name of its binding. Those that
+    /// are open already stay so.
+    pub(crate) fn open(
+        config: &Config,
+        before: &Self,
+    ) -> std::result::Result<Self, (String, io::Error)> {
         let mut all = HashMap::new();
         for binding in &config.bindings {
             let BindingTarget::ObjectStore(settings) = &binding.target else {
                 continue;
             };
-            let shared = match &settings.place {
+            let (place, stall) = (&settings.place, binding.timeouts.stall);
+            if let Some(known) = before.0.get(&binding.name)
+                && (&known.place, known.stall) == (place, stall)
+            {
+                all.insert(binding.name.clone(), known.clone());
+                continue;
+            }
+            let shared = match place {
                 Place::Files(folder) => {
                     Files::open(folder).map(|files| Shared::Files(files.into()))
                 }
                 Place::Memory { max_bytes } => Ok(Shared::Memory(Memory::new(*max_bytes).into())),
-                place => Remote::open(place, binding.timeouts.stall)
+                place => Remote::open(place, stall)
                     .map(|_| Shared::Remote)
                     .map_err(io::Error::other),
             };
             let shared = shared.map_err(|error| (binding.name.clone(), error))?;
-            all.insert(binding.name.clone(), shared);
+            let place = place.clone();
+            all.insert(
+                binding.name.clone(),
+                Opened {
+                    place,
+                    stall,
+                    shared,
+                },
+            );
         }
         Ok(Self(all))
     }
 
     /// The store of a binding, for one worker.
     pub(super) fn get(&self, binding: &crate::config::Binding, settings: &ObjectStore) -> Store {
-        match self.0.get(&binding.name) {
+        match self.0.get(&binding.name).map(|opened| &opened.shared) {
             Some(Shared::Files(files)) => Store::Files(Arc::clone(files)),
             Some(Shared::Memory(memory)) => Store::Memory(Arc::clone(memory)),
             Some(Shared::Remote) | None => {
                 let remote = Remote::open(&settings.place, binding.timeouts.stall);
-                Store::Remote(Box::new(remote.expect("it could be set up at the start")))
+                Store::Remote(Box::new(remote.expect("it could be set up before")))
             }
         }
     }
@@ -283,8 +322,8 @@ fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
     says(error, &["status code: 401", "status code: 403"])
 }
 
-impl std::fmt::Display for Full {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Full {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.0)
     }
 }

@@ -13,7 +13,10 @@ use tokio::{
     process::{self, ChildStderr, ChildStdout, Command},
 };
 
-use super::{operator::Operator, within};
+use super::{
+    operator::{Operator, Reply},
+    within,
+};
 
 /// A directory with a configuration in it, which goes with the test.
 pub(crate) struct Folder(TempDir);
@@ -36,7 +39,7 @@ pub(crate) struct Running {
     process: process::Child,
     stdout: Lines<BufReader<ChildStdout>>,
     stderr: Lines<BufReader<ChildStderr>>,
-    _folder: Folder,
+    folder: Folder,
 }
 
 // === impl Folder ===
@@ -186,8 +189,21 @@ impl Running {
             process,
             stdout,
             stderr,
-            _folder: folder,
+            folder,
         }
+    }
+
+    /// Changes its configuration's file, as an editor does that replaces it by another, and no more.
+    pub(crate) fn write(&self, yaml: &str) {
+        let next = self.folder.path().join("next.yaml");
+        std::fs::write(&next, with_the_rest(yaml)).unwrap();
+        std::fs::rename(next, self.folder.config()).unwrap();
+    }
+
+    /// Changes its configuration's file, and asks for a reload.
+    pub(crate) async fn reload(&self, yaml: &str) -> Reply {
+        self.write(yaml);
+        self.operator.ask("POST", "/reload", "").await
     }
 
     /// Waits until it has said a line with these words.
@@ -210,7 +226,7 @@ impl Running {
         .await
     }
 
-    /// Sends a signal: `TERM`, `INT`.
+    /// Sends a signal: `TERM`, `INT`, `HUP`.
     pub(crate) async fn signal(&self, name: &str) {
         send_signal(&self.process, name).await;
     }

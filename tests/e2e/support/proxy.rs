@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, future::Future, net::SocketAddr};
 
 use thalweg::{
-    app::App,
+    app::{App, Changes, ReloadError},
     config::{self, Address},
 };
 use tokio::{
@@ -144,6 +144,12 @@ impl TestProxy {
             admin: app.admin.unwrap(),
             app,
         }
+    }
+
+    /// Takes up another configuration, as `start_as` does the first.
+    pub(crate) async fn reload(&mut self, yaml: &str) -> Result<Changes, ReloadError> {
+        let config = config::parse(yaml, "test.yaml", &|_| None).map_err(ReloadError::Faults)?;
+        within("the proxy reloads", self.app.reload(config)).await
     }
 
     /// The address of a listener.
