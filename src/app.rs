@@ -189,8 +189,14 @@ impl App {
         let Ok(workers) = Arc::try_unwrap(self.workers) else {
             return;
         };
-        let joined =
-            tokio::task::spawn_blocking(move || workers.into_iter().for_each(Handle::join));
+        // All at once: none waits for its turn to drain.
+        let workers: Vec<_> = workers.into_iter().map(Handle::release).collect();
+        let joined = tokio::task::spawn_blocking(move || {
+            for worker in workers {
+                // One that panicked has said so already.
+                let _ = worker.join();
+            }
+        });
         let _ = joined.await;
         self.supervising.abort_all();
     }

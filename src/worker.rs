@@ -345,11 +345,9 @@ impl Handle {
         )
     }
 
-    /// Waits for the worker's end, which comes when nobody can hand it sockets any more.
-    pub(crate) fn join(self) {
-        drop(self.orders);
-        // A worker that panicked has said so already.
-        let _ = self.thread.join();
+    /// Lets the worker end, which it does when nobody can give it orders any more. What is left is to wait for it.
+    pub(crate) fn release(self) -> thread::JoinHandle<()> {
+        self.thread
     }
 }
 

@@ -20,9 +20,13 @@ const PATH: &str = "/e2e.Echo/Talk";
 
 /// A proxy that waits for no stream when it drains, with these further keys of `drain`.
 async fn start(upstream: &Upstream, drain: &str) -> TestProxy {
+    start_with(1, upstream, drain).await
+}
+
+async fn start_with(workers: usize, upstream: &Upstream, drain: &str) -> TestProxy {
     TestProxy::start_as(&format!(
         "admin: {{address: \"127.0.0.1:0\"}}\n\
-         workers: 1\n\
+         workers: {workers}\n\
          drain: {{timeout: 0s, {drain}}}\n\
          listeners: [{{name: it, address: \"127.0.0.1:0\"}}]\n\
          clusters: {{main: {{endpoints: [{upstream}], connect_timeout: 1m}}}}\n\
@@ -130,6 +134,32 @@ async fn upload_ends_behind_the_message_that_is_on_its_way() {
         "the second message, whole, and nothing of the third"
     );
     assert_eq!(end.unwrap_err().reason(), Some(Reason::CANCEL));
+    within("the drain ends", drained).await.unwrap();
+}
+
+#[tokio::test]
+async fn workers_drain_at_the_same_time() {
+    let mut upstream = Upstream::start().await;
+    let proxy = start_with(2, &upstream, "force: 1m").await;
+    // One client on each worker, both within a message: neither worker ends before its stream does.
+    let mut open = Vec::new();
+    for _ in 0..2 {
+        let client = Client::connect(&proxy).await;
+        let mut call = client.call(PATH, &[]).await;
+        let mut running = upstream.call().await;
+        let mut outgoing = running.respond();
+        outgoing.data(framed(b"whole").slice(..7)).await;
+        let (head, mut incoming) = call.head().await;
+        incoming.chunk().await.unwrap().unwrap();
+        open.push((client, call, running, outgoing, head, incoming));
+    }
+
+    let drained = tokio::spawn(proxy.drain());
+
+    for (_client, _call, _running, mut outgoing, head, mut incoming) in open.into_iter().rev() {
+        outgoing.data(framed(b"whole").slice(7..)).await;
+        assert_dismissed(&client::answer(head, &mut incoming).await);
+    }
     within("the drain ends", drained).await.unwrap();
 }
 

@@ -1,4 +1,4 @@
-"""Starts the servers and a proxy in front of each, and runs every client against every server; then the bindings and the stores."""
+"""Starts the servers and a proxy in front of each, and runs every client against every server; then the bindings, the stores, and what operators do."""
 
 import base64
 import contextlib
@@ -12,6 +12,7 @@ import tempfile
 import time
 
 import bindings
+import operation
 import stores
 from harness import (
     FAILURES,
@@ -294,7 +295,7 @@ def stacks(tally, binary):
         through(tally, binary, "grpcio under TLS", ports, False, TLS.format(folder))
 
 
-PARTS = {"stacks": stacks, "bindings": bindings.all_of_it, "stores": stores.all_of_it}
+PARTS = {"stacks": stacks, "bindings": bindings.all_of_it, "stores": stores.all_of_it, "operation": operation.all_of_it}
 
 
 def main(binary, *parts):

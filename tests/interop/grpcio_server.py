@@ -36,6 +36,13 @@ def begin(context):
 
 
 def unary(request, context):
+    asked = dict(context.invocation_metadata())
+    if "x-hang-once" in asked and asked["x-hang-once"] not in SEEN:
+        # Not a word of an answer, so that the client may try again.
+        SEEN[asked["x-hang-once"]] = ["hung", None]
+        ended = threading.Event()
+        if context.add_callback(ended.set):
+            ended.wait(60)
     begin(context)
     return request
 

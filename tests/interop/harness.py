@@ -86,17 +86,26 @@ def run(*command, wait=PATIENCE, **options):
     return subprocess.run(command, cwd=HERE, timeout=wait, capture_output=True, **options)
 
 
+# Only the process itself knows its number before it runs.
+HANDED_OVER = 'exec 3<&0 </dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec "$0" "$@"'
+
+
 class Proxy:
-    def __init__(self, stack, binary, config, **places):
+    def __init__(self, stack, binary, config, handed_over=None, **places):
+        """Starts one. `handed_over` is a socket that listens already, in place of a free port."""
         port, admin = free_ports(2)
+        command, given = [binary], subprocess.DEVNULL
+        if handed_over:
+            port, given = handed_over.getsockname()[1], handed_over
+            command = ["sh", "-c", HANDED_OVER, binary]
         self.address, self.admin = f"127.0.0.1:{port}", f"http://127.0.0.1:{admin}"
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         file, self.log_file = folder / "proxy.yaml", folder / "log"
         file.write_text(config.format(port=port, admin=admin, **places))
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                [binary, "--config", str(file)],
-                stdin=subprocess.DEVNULL,
+                [*command, "--config", str(file)],
+                stdin=given,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
                 env={**os.environ, "THALWEG_LOG": "thalweg=debug"},
