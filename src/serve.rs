@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`http2`] | the connection and its streams, on the `h2` crate |
 //! | [`http1`] | the connection and its requests, on hyper |
+//! | [`expiry`] | the end of a client's certificate while its connection is open |
 
 use std::{rc::Rc, sync::Arc, time::Duration};
 
@@ -23,13 +24,16 @@ use crate::{
     headers,
     respond::respond,
     telemetry::ListenerStats,
-    tls::{Accepted, Tls},
+    tls::{Accepted, Identity, Tls},
     transport::{Socket, Spoken, Transport},
     worker::Worker,
 };
 
+mod expiry;
 mod http1;
 mod http2;
+
+use self::expiry::Expiry;
 
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
@@ -47,6 +51,17 @@ pub(crate) struct Front {
     pub(crate) stats: Arc<ListenerStats>,
 }
 
+impl Front {
+    /// The certificate of a client has ended: what it has open ends, and what it still asks for hears why.
+    fn expire(&self, client: &Client) -> Option<Error> {
+        let expiry = client.expiry.as_ref()?;
+        if let Some(tls) = &self.tls {
+            tls.stats.expired_clients.increment();
+        }
+        Some(expiry.dismiss())
+    }
+}
+
 /// Who is at the other end of a connection, as far as is known.
 #[derive(Clone, Debug, Default)]
 struct Client {
@@ -54,6 +69,8 @@ struct Client {
     certificate: Option<HeaderValue>,
     /// Why none of its requests is served, if that is so.
     refused: Option<Error>,
+    /// When that certificate ends.
+    expiry: Option<Expiry>,
 }
 
 /// Serves a connection to its end.
@@ -80,7 +97,11 @@ async fn begin(transport: &Transport, front: &Front) -> Option<(Spoken, Client)>
                 certificate,
             }) => {
                 match certificate {
-                    Ok(certificate) => client.certificate = certificate,
+                    Ok(None) => {}
+                    Ok(Some(Identity { header, left })) => {
+                        client.certificate = Some(header);
+                        client.expiry = Expiry::after(left);
+                    }
                     Err(error) => client.refused = Some(error),
                 }
                 if let Some(spoken) = spoken {

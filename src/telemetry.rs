@@ -94,6 +94,8 @@ pub(crate) struct TlsStats {
     pub(crate) handshake_timeouts: Count,
     /// Connections that began in the clear.
     pub(crate) missing: Count,
+    /// Connections that were open when their client's certificate ended.
+    pub(crate) expired_clients: Count,
     pub(crate) reload: ReloadStats,
     /// When the first of the certificates ends, in seconds since 1970.
     pub(crate) certificate_expiry: Count,
@@ -367,7 +369,7 @@ const LISTENER: [Reading<ListenerStats>; 10] = [
     ),
 ];
 
-const TLS: [Reading<TlsStats>; 8] = [
+const TLS: [Reading<TlsStats>; 9] = [
     (
         "tls_handshakes",
         "TLS handshakes done, the resumed ones among them",
@@ -397,6 +399,12 @@ const TLS: [Reading<TlsStats>; 8] = [
         "Connections that began in the clear, where the listener has TLS",
         MetricType::Counter,
         |stats| &stats.missing,
+    ),
+    (
+        "tls_expired_clients",
+        "Connections that were open when their client's certificate ended",
+        MetricType::Counter,
+        |stats| &stats.expired_clients,
     ),
     (
         "tls_reloads",

@@ -22,7 +22,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use http::HeaderValue;
 use rustls::{
     ServerConfig, crypto::aws_lc_rs::Ticketer, server::NoServerSessionStorage,
     server::ProducesTickets,
@@ -44,6 +43,7 @@ mod upstream;
 
 use self::material::provider;
 pub(crate) use self::{
+    identity::Identity,
     material::{Fault, Material},
     reload::watch,
     upstream::{Broken, Upstream, Upstreams, client_config},
@@ -73,7 +73,7 @@ pub(crate) struct Accepted {
     /// What the two agreed to speak, unless the client has left it open.
     pub(crate) spoken: Option<Spoken>,
     /// What the client's certificate says, if it has shown one; or why it is not served with it.
-    pub(crate) certificate: Result<Option<HeaderValue>, Error>,
+    pub(crate) certificate: Result<Option<Identity>, Error>,
 }
 
 // === impl Tls ===
@@ -96,8 +96,8 @@ impl Tls {
     pub(crate) async fn accept(&self, transport: &Transport) -> io::Result<Accepted> {
         let config = Arc::clone(&self.current().config);
         let greeting = transport.secure(Role::Server(config)).await?;
-        let header = |certificate| identity::header(certificate, SystemTime::now());
-        let certificate = greeting.certificate.as_ref().map(header).transpose();
+        let read = |certificate| identity::read(certificate, SystemTime::now());
+        let certificate = greeting.certificate.as_ref().map(read).transpose();
         self.stats.handshakes.increment();
         if greeting.resumed {
             self.stats.resumed.increment();

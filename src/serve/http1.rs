@@ -16,9 +16,10 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use thalweg_filters::{Body, Chunk, Error, Side, body::Ledger};
 use thalweg_proto::status::Code;
-use tokio::time::sleep;
+use tokio::time::{sleep, sleep_until};
 
 use crate::{
+    dismissal::Member,
     eager::eager,
     headers,
     serve::{Client, Front, LINGER, answer, drained, linger, stream_context},
@@ -41,7 +42,8 @@ pub(super) async fn serve(
     let service = service_fn(|request: Request<Incoming>| {
         asked.set(true);
         let context = stream_context(&request);
-        let live = worker.live(&context);
+        let expiring = (client.expiry.as_ref()).map(|expiry| expiry.join(&context));
+        let live = (worker.live(&context), expiring);
         let exit = worker.exit(&context, None);
         let request = request.map(|incoming| receive(incoming, window));
         let answer = answer(request, context, exit, &client, &worker, most_headers);
@@ -65,6 +67,15 @@ pub(super) async fn serve(
         }
         .fuse()
     );
+    let mut expiry = pin!(
+        async {
+            match &client.expiry {
+                Some(expiry) => sleep_until(expiry.at).await,
+                None => std::future::pending().await,
+            }
+        }
+        .fuse()
+    );
     let (mut drains, mut told) = (false, false);
     let mut first_headers = pin!(sleep(settings.timeouts.first_headers));
     let mut stall = StallWatch::new(settings.timeouts.stall);
@@ -80,7 +91,11 @@ pub(super) async fn serve(
             }
             drains |= drain.as_mut().poll(cx).is_ready();
             let late = first_request.as_mut().poll(cx).is_ready();
-            if told || !drains || !(asked.get() || late) {
+            let expired = expiry.as_mut().poll(cx).is_ready();
+            if expired {
+                front.expire(&client);
+            }
+            if told || !(expired || drains && (asked.get() || late)) {
                 break;
             }
             told = true;
@@ -105,7 +120,7 @@ pub(super) async fn serve(
     }
 }
 
-fn finish(response: Response<Body>, live: Live) -> Response<Body> {
+fn finish(response: Response<Body>, live: (Live, Option<Member>)) -> Response<Body> {
     let (mut parts, body) = response.into_parts();
     headers::strip_hop_by_hop(&mut parts.headers);
     let body = body.wrap(|inner| Sent { inner, _live: live });
@@ -115,7 +130,7 @@ fn finish(response: Response<Body>, live: Live) -> Response<Body> {
 /// The response's body. The stream lives for as long as it does.
 struct Sent {
     inner: Body,
-    _live: Live,
+    _live: (Live, Option<Member>),
 }
 
 impl http_body::Body for Sent {

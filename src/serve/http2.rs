@@ -22,7 +22,7 @@ use http_body::Body as _;
 use thalweg_filters::{Body, StreamContext, stream::Protocol};
 use tokio::{
     task::spawn_local,
-    time::{Sleep, sleep, timeout},
+    time::{Sleep, sleep, sleep_until, timeout},
 };
 
 use crate::{
@@ -57,6 +57,7 @@ pub(super) async fn serve(
         ping: Rc::new(RefCell::new(ping.expect("it is taken once"))),
         connection,
         transport,
+        expiry: (client.expiry.as_ref()).map(|expiry| Box::pin(sleep_until(expiry.at))),
         client,
         stall: StallWatch::new(front.settings.timeouts.stall),
         keepalive: Keepalive::new(&front.settings.http2.http2.keepalive),
@@ -78,6 +79,8 @@ struct Drive<D> {
     ping: Rc<RefCell<PingPong>>,
     transport: Transport,
     client: Client,
+    /// Until the client's certificate ends.
+    expiry: Option<Pin<Box<Sleep>>>,
     stall: StallWatch,
     keepalive: Keepalive,
     /// Until the first request.
@@ -110,14 +113,19 @@ impl<D: Future<Output = ()>> Drive<D> {
         if self.drains(cx) {
             self.go_away(cx);
         }
-        let late = |timer: &mut Pin<Box<Sleep>>| timer.as_mut().poll(cx).is_ready();
-        if self.first_headers.as_mut().is_some_and(late) {
+        let mut late = |timer: &mut Pin<Box<Sleep>>| timer.as_mut().poll(cx).is_ready();
+        if self.first_headers.as_mut().is_some_and(&mut late) {
             self.front.stats.first_headers_timeouts.increment();
             // A graceful end would wait until the client has answered a PING, and one that says nothing never does.
             self.connection.abrupt_shutdown(Reason::NO_ERROR);
             let _ = self.connection.poll_accept(cx);
             let _ = self.transport.poll_drain(cx);
             return Poll::Ready(Ok(()));
+        }
+        if self.expiry.as_mut().is_some_and(&mut late) {
+            self.expiry = None;
+            self.client.refused = self.front.expire(&self.client);
+            self.go_away(cx);
         }
         if let Poll::Ready(Err(error)) = self.transport.poll_drain(cx) {
             return Poll::Ready(Err(error));
@@ -186,6 +194,7 @@ async fn stream(
 ) {
     let context = stream_context(&request);
     let _live = worker.live(&context);
+    let _expiring = (client.expiry.as_ref()).map(|expiry| expiry.join(&context));
     let (parts, body) = request.into_parts();
     // gRPC clients know what a reset after a whole answer means; of others, some lose the answer over it.
     let (body, progress, unread) = match context.protocol() {

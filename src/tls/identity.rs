@@ -1,4 +1,4 @@
-//! What a client's certificate says, as one header for the upstream.
+//! What a client's certificate says, as one header for the upstream, and when that ends.
 //!
 //! The header is the one that Envoy and Istio have made known, so that many a backend reads it already:
 //!
@@ -12,7 +12,7 @@
 
 use std::{
     fmt::Write as _,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -30,15 +30,25 @@ use x509_parser::{
 /// The longest header that is made: half of what servers commonly take of all headers together.
 const LONGEST: usize = 4 * 1024;
 
-/// The header's value, or why there is none. The certificate has been believed already, though perhaps on an earlier connection.
-pub(super) fn header(
-    certificate: &CertificateDer<'_>,
-    now: SystemTime,
-) -> Result<HeaderValue, Error> {
+/// What a client has shown of itself.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    /// The value of the header.
+    pub(crate) header: HeaderValue,
+    /// How long it is still true.
+    pub(crate) left: Duration,
+}
+
+/// Reads a certificate, or tells why its client is not served. It has been believed already, though perhaps on an earlier
+/// connection.
+pub(super) fn read(certificate: &CertificateDer<'_>, now: SystemTime) -> Result<Identity, Error> {
     let (_, parsed) = X509Certificate::from_der(certificate)
         .map_err(|_| refused("the client's certificate cannot be read"))?;
-    let since = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    if u64::try_from(parsed.validity().not_after.timestamp()).is_ok_and(|end| since > end) {
+    // It is good for all of its last second.
+    let end = parsed.validity().not_after.timestamp().saturating_add(1);
+    let end = UNIX_EPOCH + Duration::from_secs(u64::try_from(end).unwrap_or_default());
+    let left = end.duration_since(now).unwrap_or_default();
+    if left.is_zero() {
         // A full handshake has looked at it; one that resumes has not.
         return Err(refused(
             "the client's certificate has expired since its session began",
@@ -67,7 +77,9 @@ pub(super) fn header(
             "the client's certificate has more names than fit into a header of 4KiB",
         ));
     }
-    HeaderValue::try_from(text).map_err(|_| refused("the client's certificate fits no header"))
+    let header = HeaderValue::try_from(text)
+        .map_err(|_| refused("the client's certificate fits no header"))?;
+    Ok(Identity { header, left })
 }
 
 fn refused(message: &'static str) -> Error {

@@ -401,6 +401,67 @@ async fn certificate_with_more_names_than_a_header_holds_is_refused() {
     );
 }
 
+/// Long enough for a handshake and a call on a busy machine.
+const BRIEF: i64 = 3;
+
+#[tokio::test]
+async fn streams_end_with_the_certificate_of_their_client() {
+    let mut upstream = Upstream::start().await;
+    let it = Secured::start(Yaml::to(&upstream), REQUIRED).await;
+    let lasting = it
+        .hands()
+        .showing(&it.authority.client("lasting", vec![], 1));
+    let lasting = lasting.client(&it.proxy.address, HOST).await;
+    let mut other = lasting.call(ECHO, &[]).await;
+    let mut other_running = upstream.call().await;
+    let brief = it
+        .hands()
+        .showing(&it.authority.brief_client("brief", BRIEF));
+    let client = brief.client(&it.proxy.address, HOST).await;
+    let mut call = client.call(ECHO, &[]).await;
+    call.outgoing.message(b"hello").await;
+    let mut running = upstream.call().await;
+    assert_eq!(running.incoming.message().await.unwrap(), "hello");
+
+    let answer = call.answer().await;
+
+    assert_eq!(
+        (answer.code(), answer.reason()),
+        (Code::Unavailable, Some("client_certificate_expired"))
+    );
+    assert_eq!(running.incoming.broken().await, h2::Reason::CANCEL);
+    let live = "thalweg_listener_connections_live{listener=\"it\"}";
+    it.proxy.metric_is(live, 1).await;
+    it.metric_is("expired_clients_total", 1).await;
+    // Who has a certificate that is still good notices nothing.
+    other.outgoing.message(b"still here").await;
+    assert_eq!(
+        other_running.incoming.message().await.unwrap(),
+        "still here"
+    );
+    other_running.finish_with(200, &[("grpc-status", "0")]);
+    assert_eq!(other.answer().await.code(), Code::Ok);
+}
+
+#[tokio::test]
+async fn connection_over_http1_ends_with_the_certificate_of_its_client() {
+    let it = Secured::start(Yaml::to(&echoing().await), REQUIRED).await;
+    let pair = it.authority.brief_client("brief", BRIEF);
+    let hands = it.hands().showing(&pair).speaking(&[b"http/1.1"]);
+    let mut idle = hands.shake(&it.proxy.address, HOST).await.unwrap();
+    idle.write_all(b"GET / HTTP/1.1\r\nhost: e2e.test\r\n\r\n")
+        .await
+        .unwrap();
+
+    let mut answer = String::new();
+    let read = idle.read_to_string(&mut answer);
+    within("the connection ends", read).await.unwrap();
+
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    assert!(!answer.contains("connection: close"), "{answer}");
+    it.metric_is("expired_clients_total", 1).await;
+}
+
 #[tokio::test]
 async fn clients_in_the_clear_cannot_name_themselves() {
     let proxy = Yaml::to(&mirroring().await).start().await;

@@ -15,6 +15,7 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
 use tempfile::TempDir;
+use time::{Duration, OffsetDateTime};
 
 /// Who signs certificates.
 pub(crate) struct Authority {
@@ -79,6 +80,15 @@ impl Authority {
         params.distinguished_name = called(name);
         params.subject_alt_names = others;
         params.serial_number = Some(SerialNumber::from(serial));
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        self.sign(params)
+    }
+
+    /// For a client, good for a few seconds more: for at least so many.
+    pub(crate) fn brief_client(&self, name: &str, seconds: i64) -> Pair {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = called(name);
+        params.not_after = OffsetDateTime::now_utc() + Duration::seconds(seconds);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         self.sign(params)
     }
