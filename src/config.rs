@@ -36,6 +36,7 @@ mod load;
 mod raw;
 mod report;
 mod resolve;
+mod retry;
 mod show;
 mod tls;
 
@@ -57,6 +58,7 @@ pub use bindings::{
 };
 pub use faults::Faults;
 use report::Report;
+pub use retry::{RetryBudget, RouteRetry};
 pub use tls::{CertificateFiles, ClientAuth, Clients, Tls, UpstreamTls};
 
 /// Everything the file says.
@@ -277,6 +279,8 @@ pub struct Route {
     pub destination: Destination,
     /// How long streams may take. If they go on to the routes below, those say it.
     pub timeouts: RouteTimeouts,
+    /// What becomes of streams that fail before their answer begins. If they go on, those below say it.
+    pub retry: RouteRetry,
     /// What the stream passes, the outermost first; none is there twice.
     pub filters: Vec<Filter>,
 }

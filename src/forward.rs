@@ -13,7 +13,8 @@ use thalweg_proto::status::Code;
 use tokio::time::timeout;
 
 use crate::{
-    config::RouteTimeouts,
+    config::{self, RouteTimeouts},
+    retry::Retries,
     upstream::{Cluster, Endpoints},
 };
 
@@ -25,6 +26,7 @@ pub(crate) mod http2;
 pub(crate) struct Forward {
     targets: Vec<Target>,
     timeouts: RouteTimeouts,
+    retries: Retries,
 }
 
 #[derive(Debug)]
@@ -36,10 +38,10 @@ struct Target {
 }
 
 impl Forward {
-    /// To clusters by weight, within the route's `timeouts`.
+    /// To clusters by weight, with the timeouts and retries of the route.
     pub(crate) fn new(
         targets: impl IntoIterator<Item = (Rc<Cluster>, u32)>,
-        timeouts: RouteTimeouts,
+        route: &config::Route,
     ) -> Self {
         let targets = targets
             .into_iter()
@@ -49,7 +51,11 @@ impl Forward {
                 owed: Cell::new(0),
             })
             .collect();
-        Self { targets, timeouts }
+        Self {
+            targets,
+            timeouts: route.timeouts,
+            retries: Retries::new(&route.retry),
+        }
     }
 
     /// Sends a request on, and answers with the head of the response; the bodies go on moving as the response's is read.
@@ -57,7 +63,8 @@ impl Forward {
         self: Rc<Self>,
         request: Request<Body>,
     ) -> Result<Response<Body>, Error> {
-        send(self.cluster(), request, &self.timeouts).await
+        let retries = Some(&self.retries);
+        exchange(self.cluster(), request, &self.timeouts, retries).await
     }
 
     /// Each target in turn by its share, evenly spread: every turn, each is owed its weight, and the one that is owed the most
@@ -81,14 +88,25 @@ impl Forward {
     }
 }
 
-/// Sends a request to a cluster; see [`Forward::call`].
+/// Sends a request to a cluster, once; see [`Forward::call`].
 pub(crate) async fn send(
     cluster: &Cluster,
     request: Request<Body>,
     timeouts: &RouteTimeouts,
 ) -> Result<Response<Body>, Error> {
+    exchange(cluster, request, timeouts, None).await
+}
+
+async fn exchange(
+    cluster: &Cluster,
+    request: Request<Body>,
+    timeouts: &RouteTimeouts,
+    retries: Option<&Retries>,
+) -> Result<Response<Body>, Error> {
     match &cluster.endpoints {
-        Endpoints::Http2(endpoints) => http2::exchange(cluster, endpoints, request, timeouts).await,
+        Endpoints::Http2(endpoints) => {
+            http2::exchange(cluster, endpoints, request, timeouts, retries).await
+        }
         // Far larger than the other, and so not a part of this future.
         Endpoints::Http1(endpoints) => {
             Box::pin(http1::exchange(cluster, endpoints, request, timeouts)).await

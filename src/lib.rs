@@ -43,6 +43,7 @@
 //!    wrap either body. None reads ahead.
 //! 8. `forward` picks the cluster, and `upstream` lends a place on a connection that has room, or dials, under TLS if the
 //!    cluster has it.
+//!    One that the upstream refuses is opened once more, with what was sent of it until then: `retry` says whether and when.
 //! 9. The head goes out before the first byte of the body. From now on the response's body drives both directions: reading
 //!    it moves the request on as well.
 //! 10. Bytes move as the far side takes them. Each chunk carries its credit, which returns to the sender when the chunk has been
@@ -81,6 +82,7 @@ mod listener;
 mod pump;
 mod receive;
 mod respond;
+mod retry;
 mod router;
 mod serve;
 mod stage;

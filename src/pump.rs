@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::BytesMut;
 use h2::{Reason, SendStream};
 use http::HeaderMap;
 use http_body::Body as _;
@@ -30,6 +31,15 @@ pub(crate) struct Pump {
     sink: SendStream<Payload>,
     stall: Stall,
     finished: bool,
+    kept: Option<Kept>,
+}
+
+/// What has been sent, for as long as it may have to be sent again.
+struct Kept {
+    /// Copies, for the bytes themselves lie in read buffers that are far larger.
+    bytes: BytesMut,
+    end: Option<End>,
+    limit: usize,
 }
 
 /// What has been taken of a body. It may be filled before there is a stream to move it into, for a client does not wait
@@ -51,6 +61,7 @@ pub(crate) enum Stop {
     Stalled(Duration),
 }
 
+#[derive(Clone)]
 enum End {
     Clean,
     Trailers(HeaderMap),
@@ -102,7 +113,39 @@ impl Pump {
             sink,
             stall,
             finished: false,
+            kept: None,
         }
+    }
+
+    /// Keeps what is sent, up to `limit`, so that it can be sent again.
+    #[must_use]
+    pub(crate) fn keeping(mut self, limit: usize) -> Self {
+        self.kept = Some(Kept {
+            bytes: BytesMut::new(),
+            end: None,
+            limit,
+        });
+        self
+    }
+
+    /// Whether all that was sent can be sent again.
+    pub(crate) fn keeps(&self) -> bool {
+        self.kept.is_some()
+    }
+
+    /// Nothing will have to be sent again.
+    pub(crate) fn settle(&mut self) {
+        self.kept = None;
+    }
+
+    /// The body from its beginning, for another stream, if all that was sent was kept. This one moves nothing any more.
+    pub(crate) fn rewind(&mut self) -> Option<Intake> {
+        let Kept { bytes, end, .. } = self.kept.take()?;
+        let empty = Intake::new(Body::empty());
+        let mut intake = std::mem::replace(&mut self.intake, empty);
+        intake.staged.put_back(bytes.freeze());
+        intake.ended = end.or(intake.ended);
+        Some(intake)
     }
 
     /// Ready once the body has been moved whole, with its end.
@@ -165,6 +208,7 @@ impl Pump {
             }
             let (bytes, credit) = self.intake.staged.pop(granted).into_parts();
             self.stall.moved(bytes.len());
+            self.keep(&bytes);
             let last =
                 self.intake.staged.is_empty() && matches!(self.intake.ended, Some(End::Clean));
             self.sink.send_data(bytes.into(), last).map_err(gone)?;
@@ -172,7 +216,11 @@ impl Pump {
             self.finished = last;
         }
         if !self.finished {
-            match self.intake.ended.take() {
+            let end = self.intake.ended.take();
+            if let Some(kept) = &mut self.kept {
+                kept.end.clone_from(&end);
+            }
+            match end {
                 Some(End::Trailers(trailers)) => self.sink.send_trailers(trailers).map_err(gone)?,
                 Some(End::Clean) => self
                     .sink
@@ -183,6 +231,15 @@ impl Pump {
             self.finished = true;
         }
         Ok(())
+    }
+
+    fn keep(&mut self, bytes: &[u8]) {
+        match &mut self.kept {
+            Some(kept) if kept.bytes.len() + bytes.len() <= kept.limit => {
+                kept.bytes.extend_from_slice(bytes);
+            }
+            _ => self.kept = None,
+        }
     }
 
     fn reset_by_far_side(&mut self, cx: &mut Context<'_>) -> Option<Reason> {

@@ -59,6 +59,15 @@ impl Stage {
         self.merged_credit.absorb(credit);
     }
 
+    /// Puts bytes before all others, whose credit was given back before.
+    pub(crate) fn put_back(&mut self, bytes: Bytes) {
+        if !bytes.is_empty() {
+            self.len += bytes.len();
+            self.pins = false;
+            self.chunks.push_front(Chunk::from(bytes));
+        }
+    }
+
     /// Queues what was put together behind the other chunks.
     fn seal(&mut self) {
         if !self.merged.is_empty() {

@@ -130,6 +130,8 @@ pub(crate) struct ClusterStats {
     pub(crate) pending: Count,
     pub(crate) pending_overflows: Count,
     pub(crate) retired: Count,
+    pub(crate) retries: Count,
+    pub(crate) retry_overflows: Count,
     pub(crate) stalls: Count,
     pub(crate) keepalive_timeouts: Count,
     pub(crate) stalled_streams: Count,
@@ -465,7 +467,7 @@ const UPSTREAM_TLS: [Reading<UpstreamTlsStats>; 6] = [
     ),
 ];
 
-const CLUSTER: [Reading<ClusterStats>; 11] = [
+const CLUSTER: [Reading<ClusterStats>; 13] = [
     (
         "connections",
         "Connections open now",
@@ -510,6 +512,18 @@ const CLUSTER: [Reading<ClusterStats>; 11] = [
         "Connections taken out of use: lost, sent away, idle or old",
         MetricType::Counter,
         |stats| &stats.retired,
+    ),
+    (
+        "retries",
+        "Streams that failed and were tried again",
+        MetricType::Counter,
+        |stats| &stats.retries,
+    ),
+    (
+        "retry_overflows",
+        "Streams that failed and were not tried again because the route's retry.budget was used up",
+        MetricType::Counter,
+        |stats| &stats.retry_overflows,
     ),
     (
         "stalled_streams",

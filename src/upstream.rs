@@ -31,6 +31,7 @@ pub(crate) struct Cluster {
     pub(crate) label: Arc<str>,
     /// Whether its connections are under TLS.
     pub(crate) tls: bool,
+    pub(crate) stats: Arc<ClusterStats>,
     pub(crate) endpoints: Endpoints,
     settings: Arc<config::Cluster>,
 }
@@ -75,7 +76,7 @@ impl Cluster {
             name: settings.name.as_str().into(),
             settings: Arc::clone(settings),
             tls,
-            stats,
+            stats: Arc::clone(&stats),
             pending: Cell::new(0),
         });
         let addresses = settings.endpoints.iter().cloned();
@@ -94,6 +95,7 @@ impl Cluster {
         Self {
             label: settings.label.as_str().into(),
             tls: settings.tls.is_some(),
+            stats,
             endpoints,
             settings: Arc::clone(settings),
         }

@@ -601,10 +601,14 @@ fn what_is_shown_loads_back() {
     let bindings = BINDINGS
         .replace("metadata: {password: hush}, ", "")
         .replace("?code=hush", "");
+    let retries = with_route(
+        "cluster: web\nretry: {max_retries: 3, matching: [UNAVAILABLE, 4], max_interval: 1s, budget: {burst: 7}}",
+    );
     let goes_on = with_route("continue: true") + "  - {name: web, cluster: web}\n";
     for text in [
         &text,
         &goes_on,
+        &retries,
         &bindings,
         &shipped().1,
         &format!("admin: {{address: none}}\n{MINIMAL}"),
@@ -818,6 +822,10 @@ refused! {
     nothing_below: &with_route("continue: true");
     cluster_and_continue: &with_route("cluster: web\ncontinue: true")
         .replace("true\n", "true\n  - {name: web, cluster: web}\n");
+    retry_of_success: &with_route("cluster: web\nretry: {matching: [OK, UNAVAILABLE]}");
+    retry_waits_shrink: &with_route("cluster: web\nretry: {duration: 6s}");
+    retries_above: &with_route("continue: true\nretry: {max_retries: 0}")
+        .replace("0}\n", "0}\n  - {name: web, cluster: web}\n");
     timeouts_above: &with_route("continue: true\ntimeouts: {stall: 1s}")
         .replace("1s}\n", "1s}\n  - {name: web, cluster: web}\n");
     cluster_like_binding: &format!("{MINIMAL}clusters: {{binding/a: {{endpoints: [unix:/a]}}}}\n");

@@ -12,9 +12,7 @@
 //! is not a retry: nothing had begun.
 
 use std::{
-    collections::hash_map::RandomState,
     future::Future,
-    hash::{BuildHasher, Hasher},
     pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
@@ -32,7 +30,7 @@ use super::{
     Invocation, Target, component::control::Streams, dapr::NOT_KNOWN_TO_DAPR, replay::Replay,
 };
 use crate::{
-    config::{self, Backoff},
+    config, retry,
     telemetry::{BindingStats, Telemetry},
 };
 
@@ -252,24 +250,7 @@ fn wait(retry: &config::Retry, retries: u32, code: Code) -> Option<Duration> {
     if retries >= retry.max_retries || !retry.matching.contains(&code) {
         return None;
     }
-    Some(match retry.backoff {
-        Backoff::Constant(wait) => wait,
-        Backoff::Exponential {
-            first,
-            max_interval,
-        } => {
-            let grown = 1.5_f64.powi(retries.min(64).cast_signed());
-            let wait = first.mul_f64(grown.min(1e6)).min(max_interval);
-            // Between half as long and half as long again, so that those who failed together do not come back together.
-            wait.mul_f64(0.5 + random())
-        }
-    })
-}
-
-/// From 0 to 1. A hasher's keys are random, and this needs no more than that.
-fn random() -> f64 {
-    let bits = RandomState::new().build_hasher().finish();
-    (bits >> 11) as f64 / (1_u64 << 53) as f64
+    Some(retry::wait(&retry.backoff, retries))
 }
 
 /// Waits, and meanwhile reads what the client sends: an HTTP/2 stream that nobody reads is one whose small frames pile up.

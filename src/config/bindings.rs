@@ -287,6 +287,14 @@ impl Backoff {
     pub(super) const CONSTANT: Duration = Duration::from_secs(5);
     pub(super) const FIRST: Duration = Duration::from_millis(500);
     pub(super) const MAX_INTERVAL: Duration = Duration::from_secs(60);
+
+    /// The longest wait, but for the jitter.
+    pub(crate) fn longest(&self) -> Duration {
+        match *self {
+            Self::Constant(wait) => wait,
+            Self::Exponential { max_interval, .. } => max_interval,
+        }
+    }
 }
 
 // === impl ComponentSockets ===

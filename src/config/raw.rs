@@ -454,9 +454,67 @@ pub(super) struct Route {
     /// How long streams may take.
     pub(super) timeouts: Option<RouteTimeouts>,
 
+    /// What becomes of streams that fail before their answer begins.
+    pub(super) retry: Option<RouteRetry>,
+
     /// The filters of this route, the outermost first, in place of the default ones; `[]` for
     /// none.
     pub(super) filters: Option<Vec<FilterEntry>>,
+}
+
+/// What becomes of streams that fail before their answer begins. A stream that the upstream has
+/// refused, so that nobody has begun with it, is tried again in any case; one that was perhaps begun
+/// only if its status is in `matching`. Once the head of an answer has come there is no retry, nor
+/// when it would come after the client's deadline. Only for upstreams that speak HTTP/2.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RouteRetry {
+    /// Attempts after the first. Default `1`, as gRPC's clients do with streams that were refused:
+    /// an upstream that restarts refuses a few, and another endpoint takes them. `0` tries none
+    /// again.
+    #[schemars(range(min = 0, max = 100))]
+    pub(super) max_retries: Option<Count>,
+
+    /// The gRPC statuses that are worth another attempt, by name or by number, when the upstream
+    /// answers with nothing else or there is no answer. Default: none, since the upstream may have
+    /// begun with the stream, and only you know whether it may be done twice. An upstream says in
+    /// `grpc-retry-pushback-ms` when it wants to hear of the stream again, or with `-1` that it
+    /// does not.
+    pub(super) matching: Option<Vec<Status>>,
+
+    /// The first wait; each further one is half as long again, spread at random. Default `100ms`. A
+    /// stream that was refused is first tried again without a wait.
+    #[schemars(extend("minimum" = 1))]
+    pub(super) duration: Option<Duration>,
+
+    /// The longest wait. Default `5s`. An upstream that asks for a longer one has its answer passed
+    /// on, so that the client may wait itself.
+    #[schemars(extend("minimum" = 1))]
+    pub(super) max_interval: Option<Duration>,
+
+    /// Bytes of the request that are kept so that they can be sent again. A stream that has sent more
+    /// is not tried again. Default `64KiB`: most requests whole, and the most memory that it costs a
+    /// stream until its answer begins.
+    #[schemars(range(min = 0, max = 16_777_216))]
+    pub(super) replay_bytes: Option<Size>,
+
+    /// How many retries there may be, so that they do not drown an upstream that is in need.
+    pub(super) budget: Option<RetryBudget>,
+}
+
+/// How many retries there may be, for each worker.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RetryBudget {
+    /// Retries for each hundred streams, in the long run. Default `20`: an upstream at its limit
+    /// hears at most a fifth more.
+    #[schemars(range(min = 0, max = 1000))]
+    pub(super) percent: Option<Count>,
+
+    /// Retries that there may be at once, when there were none for a while. Default `100`: the streams
+    /// of a connection that goes away.
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub(super) burst: Option<Count>,
 }
 
 /// What a stream must look like. At most one of `path`, `path_prefix` and `grpc`.

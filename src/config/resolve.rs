@@ -7,6 +7,7 @@ mod bindings;
 mod clusters;
 mod http2;
 mod object_store;
+mod retry;
 mod routes;
 mod tls;
 

@@ -5,11 +5,12 @@ use serde_json::{Map, Value, json};
 use super::{
     Address, Admin, AuthorityMatch, Backoff, Binding, BindingTarget, Bucket, CertificateFiles,
     Cluster, ComponentSockets, Config, Destination, Http2, HttpTarget, Listener, Match,
-    ObjectStore, PathMatch, Place, Pool, Resiliency, Retry, Route, RouteTimeouts, Secret, Tls,
-    UpstreamTls,
+    ObjectStore, PathMatch, Place, Pool, Resiliency, Retry, Route, RouteRetry, RouteTimeouts,
+    Secret, Tls, UpstreamTls,
 };
 use thalweg_filters::chain::Filter;
 use thalweg_filters::units::Unit;
+use thalweg_proto::status::Code;
 
 /// What is shown of a secret.
 const HIDDEN: &str = "***";
@@ -193,7 +194,37 @@ fn route(route: &Route) -> Value {
         },
     }
     all["timeouts"] = route_timeouts(&route.timeouts);
+    all["retry"] = route_retry(&route.retry);
     all
+}
+
+fn route_retry(retry: &RouteRetry) -> Value {
+    let mut all = json!({
+        "max_retries": retry.max_retries,
+        "matching": codes(&retry.matching),
+        "replay_bytes": size(retry.replay_bytes),
+        "budget": {"percent": retry.budget.percent, "burst": retry.budget.burst},
+    });
+    waits(&mut all, &retry.backoff);
+    all
+}
+
+fn codes(codes: &[Code]) -> Value {
+    codes.iter().map(|code| code.name()).collect()
+}
+
+/// The keys of how long to wait.
+fn waits(all: &mut Value, backoff: &Backoff) {
+    match *backoff {
+        Backoff::Constant(wait) => all["duration"] = duration(wait).into(),
+        Backoff::Exponential {
+            first,
+            max_interval,
+        } => {
+            all["duration"] = duration(first).into();
+            all["max_interval"] = duration(max_interval).into();
+        }
+    }
 }
 
 fn route_timeouts(timeouts: &RouteTimeouts) -> Value {
@@ -350,26 +381,17 @@ fn resiliency(resiliency: &Resiliency) -> Value {
 }
 
 fn retry(retry: &Retry) -> Value {
-    let codes = retry.matching.iter();
+    let policy = match retry.backoff {
+        Backoff::Constant(_) => "constant",
+        Backoff::Exponential { .. } => "exponential",
+    };
     let mut all = json!({
+        "policy": policy,
         "max_retries": retry.max_retries,
-        "matching": codes.map(|code| code.name()).collect::<Value>(),
+        "matching": codes(&retry.matching),
         "replay_bytes": size(retry.replay_bytes),
     });
-    match retry.backoff {
-        Backoff::Constant(wait) => {
-            all["policy"] = "constant".into();
-            all["duration"] = duration(wait).into();
-        }
-        Backoff::Exponential {
-            first,
-            max_interval,
-        } => {
-            all["policy"] = "exponential".into();
-            all["duration"] = duration(first).into();
-            all["max_interval"] = duration(max_interval).into();
-        }
-    }
+    waits(&mut all, &retry.backoff);
     all
 }
 

@@ -10,12 +10,12 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use h2::Reason;
-use http::{HeaderName, HeaderValue, Request, Response, Version};
+use h2::{Reason, client::ResponseFuture};
+use http::{HeaderName, HeaderValue, Request, Response, Version, request::Parts};
 use http_body::{Body as _, Frame, SizeHint};
-use thalweg_filters::{Body, Chunk, Error, Side, StreamContext};
+use thalweg_filters::{Body, Chunk, Error, Side, StreamContext, ending::grpc_status};
 use thalweg_proto::{deadline, status::Code};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::{
     config::RouteTimeouts,
@@ -23,104 +23,113 @@ use crate::{
     headers,
     pump::{Intake, Pump, Stop},
     receive::{self, Sender},
+    retry::{Attempts, Failure, No, Retries},
     upstream::{Cluster, balance::Balance, http2},
 };
 
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
-/// Opens a stream, sends the request's head, and waits for the response's.
+/// Opens a stream, sends the request's head, and waits for the response's; and does so again where `retries` allow it.
 pub(crate) async fn exchange(
     cluster: &Cluster,
     endpoints: &Balance<http2::Pool>,
     request: Request<Body>,
     timeouts: &RouteTimeouts,
+    retries: Option<&Retries>,
 ) -> Result<Response<Body>, Error> {
     let (mut parts, body) = request.into_parts();
     let stream = parts.extensions.remove::<StreamContext>();
     headers::for_http2(&mut parts, cluster.tls)?;
+    let deadline = stream.as_ref().and_then(StreamContext::deadline);
     let mut intake = Intake::new(body);
-    let lease = {
-        let mut lease = pin!(connected(
-            cluster,
-            timeouts,
-            endpoints.open(http2::Pool::lease)
-        ));
-        std::future::poll_fn(|cx| match lease.as_mut().poll(cx) {
-            Poll::Pending => intake
-                .poll(cx)
-                .map_or_else(|error| Poll::Ready(Err(error)), |()| Poll::Pending),
-            ready => ready,
-        })
-        .await?
-    };
-    let done = intake.is_done();
-    if let Some(deadline) = stream.as_ref().and_then(StreamContext::deadline) {
+    let mut attempts = Attempts::new(retries);
+    loop {
+        let lease = connected(cluster, timeouts, endpoints.open(http2::Pool::lease));
+        let (failure, rest) = match reading(&mut intake, lease).await? {
+            // Every endpoint was tried.
+            Err(error) => (Failure::Failed(error), Some(intake)),
+            Ok(lease) => {
+                let head = head(&mut parts, &attempts, deadline);
+                let opened =
+                    Exchange::open(cluster, lease, head, intake, &stream, timeouts, &attempts);
+                match opened {
+                    Ok((exchange, response)) => {
+                        match exchange.answer(response, cluster, &attempts).await? {
+                            Ok(response) => return Ok(response),
+                            Err(failed) => *failed,
+                        }
+                    }
+                    Err(failed) => *failed,
+                }
+            }
+        };
+        let again = match rest {
+            Some(_) => attempts.again(&failure, deadline, Instant::now()),
+            None => Err(No::Unwanted),
+        };
+        match (again, rest) {
+            (Ok(wait), Some(rest)) => {
+                cluster.stats.retries.increment();
+                tracing::debug!(cluster = %cluster.label, ?wait, "a stream failed and is tried again");
+                drop(failure);
+                intake = rest;
+                if !wait.is_zero() {
+                    reading(&mut intake, sleep(wait)).await?;
+                }
+            }
+            (no, _) => {
+                if no == Err(No::Budget) {
+                    cluster.stats.retry_overflows.increment();
+                }
+                return failure.told();
+            }
+        }
+    }
+}
+
+/// Waits for something, and reads what the client sends meanwhile.
+async fn reading<F: Future>(intake: &mut Intake, waited_for: F) -> Result<F::Output, Error> {
+    let mut waited_for = pin!(waited_for);
+    std::future::poll_fn(|cx| match waited_for.as_mut().poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Ok(output)),
+        Poll::Pending => match intake.poll(cx) {
+            Ok(()) => Poll::Pending,
+            Err(error) => Poll::Ready(Err(error)),
+        },
+    })
+    .await
+}
+
+/// The head of the request for one attempt; the last takes it and need not copy.
+fn head(parts: &mut Parts, attempts: &Attempts<'_>, deadline: Option<Instant>) -> Request<()> {
+    let mut head = Request::new(());
+    *head.version_mut() = parts.version;
+    if attempts.are_left() {
+        *head.method_mut() = parts.method.clone();
+        *head.uri_mut() = parts.uri.clone();
+        *head.headers_mut() = parts.headers.clone();
+    } else {
+        *head.method_mut() = std::mem::take(&mut parts.method);
+        *head.uri_mut() = std::mem::take(&mut parts.uri);
+        *head.headers_mut() = std::mem::take(&mut parts.headers);
+    }
+    let headers = head.headers_mut();
+    attempts.tell(headers);
+    if let Some(deadline) = deadline {
         // Less than the client gave, by the time that the stream has spent here.
         let left = deadline::format(deadline.saturating_duration_since(Instant::now()));
         if let Ok(value) = HeaderValue::from_str(left.as_str()) {
-            parts.headers.insert(GRPC_TIMEOUT, value);
+            headers.insert(GRPC_TIMEOUT, value);
         }
     }
-    let sender = lease.sender(&cluster.label);
-    let (response, sink) = lease
-        .open(Request::from_parts(parts, ()), done)
-        .map_err(|error| sender.error(error))?;
-    let upload = if done { Upload::Done } else { Upload::Running };
-    let mut exchange = Exchange {
-        upload,
-        pump: Pump::new(
-            intake,
-            sink,
-            lease
-                .stall(timeouts.stall)
-                .at_least(timeouts.stall_min_progress),
-        ),
-        stream,
-        sender,
-        complete: false,
-        stall_min_progress: timeouts.stall_min_progress,
-        lease,
-    };
+    head
+}
 
-    let mut response = pin!(response);
-    let head = std::future::poll_fn(|cx| {
-        exchange.poll_upload(cx)?;
-        response
-            .as_mut()
-            .poll(cx)
-            .map_err(|error| exchange.sender.error(error))
-    })
-    .await?;
-
-    let (mut parts, download) = head.into_parts();
-    parts.version = Version::HTTP_11;
-    let most_headers = exchange.lease.max_headers();
-    if parts.headers.len() > most_headers {
-        let message = format!(
-            "{}: the answer has {} headers, and at most {most_headers} are taken (http2.max_headers)",
-            cluster.label,
-            parts.headers.len()
-        );
-        return Err(Error::new(
-            Code::ResourceExhausted,
-            "upstream_too_many_headers",
-            Side::Upstream,
-            message,
-        )
-        .with_http_status(502));
-    }
-    let download = receive::body(download, exchange.sender.clone());
-    if download.is_end_stream() {
-        exchange.complete = true;
-        return Ok(Response::from_parts(parts, Body::empty()));
-    }
-    Ok(Response::from_parts(
-        parts,
-        Body::new(Download {
-            exchange,
-            body: download,
-        }),
-    ))
+/// Whether an upstream has not begun with a stream, and never will: it says so of the stream, or by a GOAWAY that leaves it out
+/// (RFC 9113, sections 8.7 and 6.8).
+fn is_refusal(error: &h2::Error) -> bool {
+    let refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
+    error.is_remote() && (refused || error.is_go_away())
 }
 
 /// Both directions of one stream to an upstream.
@@ -138,8 +147,13 @@ struct Exchange {
 #[derive(PartialEq, Eq)]
 enum Upload {
     Running,
+    /// The upstream wants no more of it. Until the answer says why, the request may be wanted by another.
+    Stopped,
     Done,
 }
+
+/// An attempt that failed, and the request from its beginning, if it can be sent again.
+type Failed = Box<(Failure, Option<Intake>)>;
 
 /// The response's body, which drives the upload as it is read.
 struct Download {
@@ -150,10 +164,134 @@ struct Download {
 // === impl Exchange ===
 
 impl Exchange {
+    /// Opens a stream, and keeps what is sent for as long as there may be another attempt.
+    fn open(
+        cluster: &Cluster,
+        lease: http2::Lease,
+        head: Request<()>,
+        intake: Intake,
+        stream: &Option<StreamContext>,
+        timeouts: &RouteTimeouts,
+        attempts: &Attempts<'_>,
+    ) -> Result<(Self, ResponseFuture), Failed> {
+        let sender = lease.sender(&cluster.label);
+        let done = intake.is_done();
+        let (response, sink) = match lease.open(head, done) {
+            Ok(opened) => opened,
+            // Nothing of it has left.
+            Err(error) => {
+                return Err(Box::new((
+                    Failure::Refused(sender.error(error)),
+                    Some(intake),
+                )));
+            }
+        };
+        let least = timeouts.stall_min_progress;
+        let stall = lease.stall(timeouts.stall).at_least(least);
+        let mut pump = Pump::new(intake, sink, stall);
+        if let Some(limit) = attempts.kept() {
+            pump = pump.keeping(limit);
+        }
+        let exchange = Self {
+            upload: if done { Upload::Done } else { Upload::Running },
+            pump,
+            stream: stream.clone(),
+            sender,
+            complete: false,
+            stall_min_progress: least,
+            lease,
+        };
+        Ok((exchange, response))
+    }
+
+    /// Waits for the head of the response. An error of the request itself comes first.
+    async fn answer(
+        mut self,
+        mut response: ResponseFuture,
+        cluster: &Cluster,
+        attempts: &Attempts<'_>,
+    ) -> Result<Result<Response<Body>, Failed>, Error> {
+        let head = std::future::poll_fn(|cx| {
+            if let Err(error) = self.poll_upload(cx) {
+                return Poll::Ready(Err(error));
+            }
+            Pin::new(&mut response).poll(cx).map(Ok)
+        })
+        .await;
+        let head = match head {
+            Ok(head) => head,
+            Err(error) if error.side() == Side::Upstream => {
+                return Ok(Err(Box::new((Failure::Failed(error), self.pump.rewind()))));
+            }
+            Err(error) => return Err(error),
+        };
+        let (mut parts, download) = match head {
+            Ok(head) => head.into_parts(),
+            Err(error) => {
+                let refused = is_refusal(&error);
+                let error = self.sender.error(error);
+                let failure = if refused {
+                    Failure::Refused(error)
+                } else {
+                    Failure::Failed(error)
+                };
+                return Ok(Err(Box::new((failure, self.pump.rewind()))));
+            }
+        };
+        parts.version = Version::HTTP_11;
+        let most_headers = self.lease.max_headers();
+        if parts.headers.len() > most_headers {
+            let message = format!(
+                "{}: the answer has {} headers, and at most {most_headers} are taken (http2.max_headers)",
+                cluster.label,
+                parts.headers.len()
+            );
+            return Err(Error::new(
+                Code::ResourceExhausted,
+                "upstream_too_many_headers",
+                Side::Upstream,
+                message,
+            )
+            .with_http_status(502));
+        }
+        let body = receive::body(download, self.sender.clone());
+        if body.is_end_stream() {
+            self.complete = true;
+            let response = Response::from_parts(parts, Body::empty());
+            return Ok(match grpc_status(response.headers()) {
+                Some(code) if attempts.matches(code) => {
+                    let failure = Failure::Status(response, code);
+                    Err(Box::new((failure, self.pump.rewind())))
+                }
+                _ => Ok(response),
+            });
+        }
+        self.settle();
+        let download = Download {
+            exchange: self,
+            body,
+        };
+        Ok(Ok(Response::from_parts(parts, Body::new(download))))
+    }
+
+    /// The answer has begun, and there will be no other attempt.
+    fn settle(&mut self) {
+        self.pump.settle();
+        if self.upload == Upload::Stopped {
+            self.let_go();
+        }
+    }
+
+    /// What the client still sends is let go of.
+    fn let_go(&mut self) {
+        self.upload = Upload::Done;
+        self.pump.forget_source();
+    }
+
     /// Moves the request on. An error ends the stream; a far side that wants no more of the request does not, for it may
     /// have answered already.
     fn poll_upload(&mut self, cx: &mut Context<'_>) -> Result<(), Error> {
-        if self.upload == Upload::Done {
+        if self.upload != Upload::Running {
             return Ok(());
         }
         let Poll::Ready(result) = self.pump.poll(cx) else {
@@ -163,8 +301,12 @@ impl Exchange {
         match result {
             Ok(()) => Ok(()),
             Err(Stop::Sink(_)) => {
-                // The response's side tells what became of the stream. What the client still sends is let go of.
-                self.pump.forget_source();
+                // The response's side tells what became of the stream.
+                if self.pump.keeps() {
+                    self.upload = Upload::Stopped;
+                } else {
+                    self.let_go();
+                }
                 Ok(())
             }
             Err(Stop::Source(error)) => {

@@ -217,7 +217,7 @@ impl Builder {
                         cluster.expect("the configuration resolved the names of clusters");
                     (Rc::clone(cluster), target.weight)
                 });
-                let forward = Rc::new(Forward::new(targets, route.timeouts));
+                let forward = Rc::new(Forward::new(targets, route));
                 let end = service_fn(move |request| Forward::call(Rc::clone(&forward), request));
                 let end = Timeouts::new(end, route.timeouts.phases);
                 Chain::build(&route.filters, surroundings, end)

@@ -291,7 +291,10 @@ async fn connection_lost_while_the_request_is_sent_is_unavailable() {
 #[tokio::test]
 async fn streams_above_the_last_of_a_goaway_are_unavailable_and_those_below_go_on() {
     let upstream = RawUpstream::bind().await;
-    let proxy = Yaml::to(&upstream.address).start().await;
+    let proxy = Yaml::to(&upstream.address)
+        .route("retry: {max_retries: 0}")
+        .start()
+        .await;
     let client = Client::connect(&proxy).await;
     let mut first = client.call(PATH, &[]).await;
     let mut peer = upstream.handshake(&[]).await;

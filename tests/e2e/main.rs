@@ -14,6 +14,7 @@
 //! | `invoke` | what `thalweg invoke` and `thalweg bindings` promise to those who type them |
 //! | `reload` | what becomes of streams, connections and counters when the configuration changes |
 //! | `resets` | what each reset code of one side becomes on the other |
+//! | `retries` | streams that fail before their answer begins, and what becomes of them |
 //! | `safety` | the limits that keep a rude peer from hurting others |
 //! | `shapes` | every kind of call, as client and upstream see it |
 //! | `start` | what a newcomer meets: files to start with, the first lines, completions, manual pages |
@@ -44,6 +45,7 @@ mod http;
 mod invoke;
 mod reload;
 mod resets;
+mod retries;
 mod safety;
 mod shapes;
 mod start;

@@ -29,7 +29,10 @@ fn passed_on(code: u32) -> Reason {
 #[tokio::test]
 async fn grpc_hears_a_status_for_each_code_before_the_head() {
     let mut upstream = Upstream::start().await;
-    let proxy = Yaml::to(&upstream).start().await;
+    let proxy = Yaml::to(&upstream)
+        .route("retry: {max_retries: 0}")
+        .start()
+        .await;
     let client = Client::connect(&proxy).await;
 
     for code in CODES {
@@ -101,7 +104,10 @@ async fn bytes_before_a_reset_are_delivered_whatever_its_code() {
 #[tokio::test]
 async fn plain_http_hears_bad_gateway_for_each_code_before_the_head() {
     let mut upstream = Upstream::start().await;
-    let proxy = Yaml::to(&upstream).start().await;
+    let proxy = Yaml::to(&upstream)
+        .route("retry: {max_retries: 0}")
+        .start()
+        .await;
     let client = Client::connect(&proxy).await;
 
     for code in CODES {

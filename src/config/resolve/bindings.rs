@@ -8,14 +8,13 @@ use http::{Method, Uri};
 use serde_json::Value;
 use thalweg_filters::units::{Count, Size};
 use thalweg_filters::{chain::Filter, initial_message, sequence};
-use thalweg_proto::status::Code;
 
 use super::routes::route_timeouts;
 use super::{Resolve, or};
 use crate::config::environment::Environment;
 use crate::config::{
-    Address, Backoff, Binding, BindingTarget, CircuitBreaker, Cluster, Component, ComponentSockets,
-    Dapr, HttpTarget, Protocol, Resiliency, Retry, raw, show,
+    Address, Binding, BindingTarget, CircuitBreaker, Cluster, Component, ComponentSockets, Dapr,
+    HttpTarget, Protocol, Resiliency, raw,
 };
 
 /// The filter that comes before the binding is known.
@@ -390,67 +389,6 @@ impl Resolve<'_> {
                 },
             ),
         }
-    }
-
-    fn retry(&mut self, raw: raw::Retry, path: &str) -> Retry {
-        let default = Retry::default();
-        let matching = raw.matching.map(|statuses| {
-            let mut codes = Vec::new();
-            for (index, raw::Status(status)) in statuses.iter().enumerate() {
-                match self.status(status, &format!("{path}.matching[{index}]")) {
-                    Some(code) if !codes.contains(&code) => codes.push(code),
-                    _ => {}
-                }
-            }
-            codes
-        });
-        Retry {
-            backoff: match raw.policy.unwrap_or_default() {
-                raw::RetryPolicy::Constant => {
-                    if raw.max_interval.is_some() {
-                        let hint = "leave it out, or write `policy: exponential`";
-                        let path = format!("{path}.max_interval");
-                        self.faults
-                            .add_key(&path, "waits that are constant do not grow", hint);
-                    }
-                    Backoff::Constant(or(raw.duration, Backoff::CONSTANT))
-                }
-                raw::RetryPolicy::Exponential => {
-                    let first = or(raw.duration, Backoff::FIRST);
-                    let max_interval = or(raw.max_interval, Backoff::MAX_INTERVAL);
-                    if first > max_interval {
-                        let message = "the first wait is longer than the longest";
-                        let longest = show::duration(max_interval);
-                        let hint = format!("write `{longest}` or less, or raise `max_interval`");
-                        let path = format!("{path}.duration");
-                        self.faults.add(&path, message, hint);
-                    }
-                    Backoff::Exponential {
-                        first,
-                        max_interval,
-                    }
-                }
-            },
-            max_retries: raw.max_retries.map_or(default.max_retries, Count::u32),
-            matching: matching.unwrap_or(default.matching),
-            replay_bytes: raw.replay_bytes.map_or(default.replay_bytes, Size::usize),
-        }
-    }
-
-    fn status(&mut self, written: &Value, path: &str) -> Option<Code> {
-        let failures = Code::ALL.into_iter().skip(1);
-        let code = match written {
-            Value::String(name) => failures.into_iter().find(|code| code.name() == name),
-            number => failures
-                .into_iter()
-                .find(|code| number.as_u64() == Some(code.number().into())),
-        };
-        if code.is_none() {
-            let hint = "write a name such as `UNAVAILABLE`, or a number from 1 to 16";
-            let message = format!("{written} is not the status of a failed call");
-            self.faults.add(path, message, hint);
-        }
-        code
     }
 
     fn circuit_breaker(&mut self, settings: Value, path: &str) -> Option<CircuitBreaker> {

@@ -28,12 +28,15 @@ impl Resolve<'_> {
             self.unique_name(&mut names, &raw.name, &path);
             let goes_on = raw.goes_on.unwrap_or_default();
             if goes_on {
-                self.goes_on(index == last, raw.timeouts.is_some(), &path);
+                self.goes_on(index == last, &path);
+                self.said_below(raw.timeouts.is_some(), &format!("{path}.timeouts"));
+                self.said_below(raw.retry.is_some(), &format!("{path}.retry"));
             }
             routes.push(Route {
                 matches: self.matches(raw.matches.unwrap_or_default(), &format!("{path}.match")),
                 destination: self.destination(raw.cluster, raw.clusters, goes_on, clusters, &path),
                 timeouts: route_timeouts(raw.timeouts),
+                retry: self.route_retry(raw.retry.unwrap_or_default(), &format!("{path}.retry")),
                 filters: match raw.filters {
                     Some(own) => self.filters(own, &format!("{path}.filters")),
                     None => filters.to_vec(),
@@ -44,17 +47,20 @@ impl Resolve<'_> {
         routes
     }
 
-    /// What goes on to the routes below needs one, and has the timeouts of that.
-    fn goes_on(&mut self, is_last: bool, has_timeouts: bool, path: &str) {
+    /// What goes on to the routes below needs one.
+    fn goes_on(&mut self, is_last: bool, path: &str) {
         if is_last {
             let hint = "move it above the routes that it leads to, or name a `cluster`";
             let path = format!("{path}.continue");
             self.faults.add(&path, "there is no route below", hint);
         }
-        if has_timeouts {
+    }
+
+    /// What goes on has the timeouts and the retries of the route that takes it.
+    fn said_below(&mut self, is_written: bool, path: &str) {
+        if is_written {
             let message = "the route that takes the stream in the end says these";
-            let path = format!("{path}.timeouts");
-            self.faults.add_key(&path, message, "leave it out here");
+            self.faults.add_key(path, message, "leave it out here");
         }
     }
 
