@@ -17,9 +17,10 @@
 //! | [`deadline`] | `grpc-timeout`, read and written |
 //! | [`bindings`] | the messages of output bindings, and how payload is wrapped in them |
 //! | [`health`] | the messages of gRPC's health checks |
+//! | [`proxy`] | the header of the PROXY protocol |
 //! | [`method`] | `/package.Service/Method`, and which content types are gRPC |
 //!
-//! `tests/chunking.rs` holds the properties, `fuzz/` a fuzz target for each parser. `schema/` has the messages of bindings and of health checks
+//! `tests/chunking.rs` and `tests/proxy.rs` hold the properties, `fuzz/` a fuzz target for each parser. `schema/` has the messages of bindings and of health checks
 //! for those who generate code from them.
 
 pub mod bindings;
@@ -28,6 +29,7 @@ pub mod field;
 pub mod frame;
 pub mod health;
 pub mod method;
+pub mod proxy;
 pub mod status;
 
 pub use field::{FieldPath, FieldPaths, FieldWalker};

@@ -33,6 +33,7 @@ mod check;
 mod environment;
 mod faults;
 mod load;
+mod network;
 mod raw;
 mod report;
 mod resolve;
@@ -41,7 +42,7 @@ mod show;
 mod tls;
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,6 +58,7 @@ pub use bindings::{
     HttpTarget, ObjectStore, Place, Resiliency, Retry, Secret,
 };
 pub use faults::Faults;
+pub use network::Network;
 use report::Report;
 pub use retry::{RetryBudget, RouteRetry};
 pub use tls::{CertificateFiles, ClientAuth, Clients, Tls, UpstreamTls};
@@ -132,6 +134,8 @@ pub struct Listener {
     pub address: Address,
     /// Connections open at once.
     pub max_connections: usize,
+    /// Whether balancers say where connections come from.
+    pub proxy_protocol: Option<ProxyProtocol>,
     /// TLS; `None` serves in the clear.
     pub tls: Option<Tls>,
     /// How long clients may take.
@@ -142,10 +146,17 @@ pub struct Listener {
     pub http2: ServerHttp2,
 }
 
+/// Where connections come from that a balancer has passed on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ProxyProtocol {
+    /// Where the balancers are; at least one.
+    pub trusted: Vec<Network>,
+}
+
 /// How long clients may take.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ListenerTimeouts {
-    /// Longest a TLS handshake may take.
+    /// Longest a TLS handshake may take, and a PROXY header before it.
     pub handshake: Duration,
     /// Longest wait for the first bytes, which tell the protocol.
     pub preface: Duration,
@@ -409,6 +420,15 @@ impl Config {
     /// The filters of a binding that has none of its own: all but those that come before it, and `sequence`.
     pub fn binding_filters(&self) -> Vec<Filter> {
         resolve::default_filters(&self.filters)
+    }
+}
+
+// === impl ProxyProtocol ===
+
+impl ProxyProtocol {
+    /// Whether this peer is a balancer.
+    pub(crate) fn trusts(&self, peer: IpAddr) -> bool {
+        self.trusted.iter().any(|network| network.contains(peer))
     }
 }
 

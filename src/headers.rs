@@ -23,6 +23,9 @@ const HOP_BY_HOP: [HeaderName; 6] = [
 /// What the certificate of a client says, as the proxy has read it.
 const CLIENT_CERTIFICATE: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 
+/// The addresses that a request has come from, one for each proxy on its way that has said so.
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
 const NO_AUTHORITY: &str = "the request's Host is no authority";
 
 /// Removes what belongs to one HTTP/1.1 connection.
@@ -65,6 +68,19 @@ pub(crate) fn set_client_certificate(headers: &mut HeaderMap, certificate: Optio
     }
     if let Some(certificate) = certificate {
         headers.insert(own, certificate.clone());
+    }
+}
+
+/// Adds the client's address, after those that the client itself tells of: the last one is what a backend can believe.
+pub(crate) fn add_client_address(headers: &mut HeaderMap, address: &HeaderValue) {
+    let told = headers
+        .get_all(FORWARDED_FOR)
+        .iter()
+        .map(HeaderValue::as_bytes);
+    let all: Vec<&[u8]> = told.chain([address.as_bytes()]).collect();
+    // One header, and not one more: some servers read the first of several alone. What was good apart is good together.
+    if let Ok(all) = HeaderValue::from_bytes(&all.join(&b", "[..])) {
+        headers.insert(FORWARDED_FOR, all);
     }
 }
 
@@ -219,6 +235,21 @@ mod tests {
 
             assert_eq!(request.uri, sent);
         }
+    }
+
+    #[test]
+    fn clients_address_is_the_last_of_all() {
+        let mut headers = parts(
+            Request::get("/")
+                .header("x-forwarded-for", "192.0.2.1, forged")
+                .header("x-forwarded-for", "192.0.2.2"),
+        )
+        .headers;
+
+        add_client_address(&mut headers, &HeaderValue::from_static("192.0.2.7"));
+
+        let told: Vec<_> = headers.get_all("x-forwarded-for").iter().collect();
+        assert_eq!(told, ["192.0.2.1, forged, 192.0.2.2, 192.0.2.7"]);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! | [`http2`] | the connection and its streams, on the `h2` crate |
 //! | [`http1`] | the connection and its requests, on hyper |
 //! | [`expiry`] | the end of a client's certificate while its connection is open |
+//! | [`proxied`] | where a connection comes from that a balancer has passed on |
 
 use std::{rc::Rc, sync::Arc, time::Duration};
 
@@ -32,6 +33,7 @@ use crate::{
 mod expiry;
 mod http1;
 mod http2;
+mod proxied;
 
 use self::expiry::Expiry;
 
@@ -65,6 +67,8 @@ impl Front {
 /// Who is at the other end of a connection, as far as is known.
 #[derive(Clone, Debug, Default)]
 struct Client {
+    /// Where it is, on listeners that ask balancers for it.
+    address: Option<HeaderValue>,
     /// What its certificate says.
     certificate: Option<HeaderValue>,
     /// Why none of its requests is served, if that is so.
@@ -90,8 +94,13 @@ pub(crate) async fn connection(socket: Socket, front: Arc<Front>, worker: Rc<Wor
 /// What is spoken on a connection, and by whom; `None` when nothing will be.
 async fn begin(transport: &Transport, front: &Front) -> Option<(Spoken, Client)> {
     let mut client = Client::default();
+    let (begun, limit) = (Instant::now(), front.settings.timeouts.handshake);
+    if let Some(settings) = &front.settings.proxy_protocol {
+        client.address = proxied::address(transport, settings, front, limit).await?;
+    }
     if let Some(tls) = &front.tls {
-        match secure(transport, tls, front).await? {
+        let left = limit.saturating_sub(begun.elapsed());
+        match secure(transport, tls, front, left).await? {
             Some(Accepted {
                 spoken,
                 certificate,
@@ -121,7 +130,12 @@ async fn begin(transport: &Transport, front: &Front) -> Option<(Spoken, Client)>
 }
 
 /// The handshake with a client; within it, `None` when the client has begun without one.
-async fn secure(transport: &Transport, tls: &Tls, front: &Front) -> Option<Option<Accepted>> {
+async fn secure(
+    transport: &Transport,
+    tls: &Tls,
+    front: &Front,
+    limit: Duration,
+) -> Option<Option<Accepted>> {
     let handshake = async {
         match look(transport).await {
             Ok(Spoken::Tls) => Some(tls.accept(transport).await.map(Some)),
@@ -130,7 +144,7 @@ async fn secure(transport: &Transport, tls: &Tls, front: &Front) -> Option<Optio
         }
     };
     let listener = &front.settings.name;
-    match timeout(front.settings.timeouts.handshake, handshake).await {
+    match timeout(limit, handshake).await {
         Ok(None) => None,
         Ok(Some(Ok(accepted))) => {
             if accepted.is_none() {
@@ -249,6 +263,9 @@ fn route(
             "CONNECT is not served",
         )
         .with_http_status(405));
+    }
+    if let Some(address) = &client.address {
+        headers::add_client_address(request.headers_mut(), address);
     }
     headers::set_client_certificate(request.headers_mut(), client.certificate.as_ref());
     request.extensions_mut().insert(stream);

@@ -83,6 +83,10 @@ pub(crate) struct ListenerStats {
     pub(crate) errors: Count,
     /// Connections under TLS to a listener that has none.
     pub(crate) unexpected_tls: Count,
+    pub(crate) proxy_headers: Count,
+    /// Connections of trusted networks that did not begin with a good PROXY header.
+    pub(crate) proxy_header_failures: Count,
+    pub(crate) proxy_header_timeouts: Count,
 }
 
 /// What one listener with TLS counts besides.
@@ -308,7 +312,7 @@ const CONFIG: [Reading<ConfigStats>; 4] = [
     ),
 ];
 
-const LISTENER: [Reading<ListenerStats>; 10] = [
+const LISTENER: [Reading<ListenerStats>; 13] = [
     (
         "connections_accepted",
         "Connections accepted",
@@ -368,6 +372,24 @@ const LISTENER: [Reading<ListenerStats>; 10] = [
         "Connections under TLS, where the listener has none",
         MetricType::Counter,
         |stats| &stats.unexpected_tls,
+    ),
+    (
+        "proxy_headers",
+        "PROXY headers taken",
+        MetricType::Counter,
+        |stats| &stats.proxy_headers,
+    ),
+    (
+        "proxy_header_failures",
+        "Connections from trusted networks without a good PROXY header",
+        MetricType::Counter,
+        |stats| &stats.proxy_header_failures,
+    ),
+    (
+        "proxy_header_timeouts",
+        "PROXY headers that took longer than timeouts.handshake",
+        MetricType::Counter,
+        |stats| &stats.proxy_header_timeouts,
     ),
 ];
 

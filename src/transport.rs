@@ -22,12 +22,14 @@ use std::{
     fmt,
     future::Future,
     io::{self, IoSlice},
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
 };
 
 use pin_project_lite::pin_project;
+use thalweg_proto::proxy;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use self::{lent::Lent, outbox::Outbox, wire::Wire};
@@ -118,6 +120,32 @@ impl Transport {
         self.look().wire.broken().cloned()
     }
 
+    /// Who is at the other end of the socket; a Unix socket's peer has no address.
+    pub(crate) fn peer(&self) -> Option<IpAddr> {
+        self.look().wire.socket().peer()
+    }
+
+    /// Takes the PROXY header off the beginning; ready with the source that it tells.
+    pub(crate) fn poll_proxied(
+        &self,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<Option<SocketAddr>>> {
+        let shared = &mut *self.shared();
+        loop {
+            match proxy::parse(shared.inbox.filled()).map_err(invalid)? {
+                Some(header) => {
+                    shared.inbox.take(header.len);
+                    return Poll::Ready(Ok(header.source));
+                }
+                None if ready!(shared.poll_fill(cx))? > 0 => {}
+                None if shared.inbox.is_empty() => {
+                    return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+                }
+                None => return Poll::Ready(Err(invalid("the PROXY header breaks off"))),
+            }
+        }
+    }
+
     /// Looks at the first bytes without taking them: TLS by its first, HTTP/2 by prior knowledge by its preface.
     pub(crate) fn poll_spoken(&self, cx: &mut Context<'_>) -> Poll<io::Result<Spoken>> {
         let shared = &mut *self.shared();
@@ -181,6 +209,10 @@ impl Shared {
         self.read += count as u64;
         result.map_ok(|()| count)
     }
+}
+
+fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
 impl AsyncRead for Transport {

@@ -859,6 +859,9 @@ refused! {
     );
     store_endpoint_no_url: &with_binding("object_store: {url: \"s3://bucket\", endpoint: \"localhost:9\"}");
     store_part_too_small: &with_binding("object_store: {url: \"s3://bucket\", part_size: 1MiB}");
+    proxy_networks: "listeners: [{name: it, address: \"127.0.0.1:1\", proxy_protocol: {trusted: [10.1.0.0/8, 10.0.0.0/40, balancer]}}]";
+    proxy_without_networks: "listeners: [{name: it, address: \"127.0.0.1:1\", proxy_protocol: {trusted: []}}]";
+    proxy_on_a_socket: "listeners: [{name: it, address: \"unix:/run/it.sock\", proxy_protocol: {trusted: [10.0.0.0/8]}}]";
     tls_for_a_url_without: &with_binding("http: {url: \"http://hooks.test/in\", tls: {}}");
     url_without_scheme: &with_binding("http: {url: hooks.test/in}");
     url_with_user: &with_binding("http: {url: \"http://me:secret@hooks.test/in\"}");
@@ -1032,6 +1035,17 @@ fn with_upstream_tls(endpoint: &str, lines: &str) -> String {
         "listeners: [{{name: it, address: \"127.0.0.1:8080\"}}]\nclusters:\n  main:\n    endpoints: \
          [\"{endpoint}\"]\n    tls:\n      {lines}\n"
     )
+}
+
+#[test]
+fn proxy_protocol_shows_and_reads_back_as_it_was() {
+    let yaml = "listeners: [{name: it, address: \"127.0.0.1:1\", proxy_protocol: {trusted: [10.0.0.0/8, \"fd00::/8\", 192.0.2.7]}}]";
+    let config = accepted(yaml);
+    let trusted = &config.listeners[0].proxy_protocol.as_ref().unwrap().trusted;
+    let shown: Vec<_> = trusted.iter().map(ToString::to_string).collect();
+    assert_eq!(shown, ["10.0.0.0/8", "fd00::/8", "192.0.2.7/32"]);
+    let again = accepted(&config.to_json().to_string());
+    assert_eq!(again.listeners, config.listeners);
 }
 
 #[test]

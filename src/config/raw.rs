@@ -143,6 +143,11 @@ pub(super) struct Listener {
     #[schemars(range(min = 1, max = 1_000_000))]
     pub(super) max_connections: Option<Count>,
 
+    /// Takes the addresses of clients from balancers that pass on TCP and say so by the PROXY
+    /// protocol, version 1 or 2. Default: none. What it says goes to the upstream as the last
+    /// address of `x-forwarded-for`.
+    pub(super) proxy_protocol: Option<ProxyProtocol>,
+
     /// Serves clients under TLS, 1.2 and 1.3, and those in the clear no more. Default: none. Clients
     /// choose HTTP/2 or HTTP/1.1 in the handshake.
     pub(super) tls: Option<Tls>,
@@ -155,6 +160,17 @@ pub(super) struct Listener {
 
     /// Limits for clients that speak HTTP/2.
     pub(super) http2: Option<ServerHttp2>,
+}
+
+/// Takes the addresses of clients from balancers.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ProxyProtocol {
+    /// Networks where the balancers are: `10.0.0.0/8`, `"fd00::/8"`, or one address. Their connections
+    /// must begin with a PROXY header; those of all others are taken as they are, so that nobody else
+    /// can claim an address.
+    #[schemars(length(min = 1))]
+    pub(super) trusted: Vec<String>,
 }
 
 /// Serves clients under TLS.
@@ -226,7 +242,8 @@ pub(super) struct CertificateFiles {
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ListenerTimeouts {
-    /// Longest a TLS handshake may take, from the connection's beginning. Default `10s`: several round
+    /// Longest a TLS handshake may take, from the connection's beginning, with the PROXY header before
+    /// it if there is one. Default `10s`: several round
     /// trips of any network, and a client that trickles costs a slot.
     #[schemars(extend("minimum" = 1))]
     pub(super) handshake: Option<Duration>,

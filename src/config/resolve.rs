@@ -21,7 +21,7 @@ use super::environment::Environment;
 use super::report::Report;
 use super::{
     Address, Admin, BadAddress, Cluster, Config, Drain, HealthService, Http1, Listener,
-    ListenerTimeouts, ServerHttp2, raw,
+    ListenerTimeouts, ProxyProtocol, ServerHttp2, raw,
 };
 pub(super) use bindings::default_filters;
 use thalweg_filters::units::{self, Count, Size};
@@ -149,13 +149,17 @@ impl Resolve<'_> {
             name: raw.name,
             address: self.address(&raw.address, &format!("{path}.address")),
             max_connections: 10_000,
+            proxy_protocol: None,
             tls: raw.tls.map(|tls| self.tls(tls, &format!("{path}.tls"))),
             timeouts: ListenerTimeouts::default(),
             http1: Http1::default(),
             http2: ServerHttp2::default(),
         };
         let windows = self.server_windows(&http2.http2, &format!("{path}.http2"));
+        let proxy_path = format!("{path}.proxy_protocol");
         Listener {
+            proxy_protocol: (raw.proxy_protocol)
+                .map(|raw| self.proxy_protocol(&raw, &default.address, &proxy_path)),
             max_connections: raw
                 .max_connections
                 .map_or(default.max_connections, Count::usize),
@@ -179,6 +183,29 @@ impl Resolve<'_> {
                 http2: http2::resolve(&http2.http2, windows),
             },
             ..default
+        }
+    }
+
+    fn proxy_protocol(
+        &mut self,
+        raw: &raw::ProxyProtocol,
+        address: &Address,
+        path: &str,
+    ) -> ProxyProtocol {
+        if matches!(address, Address::Unix(_)) {
+            let message = "means nothing on a Unix socket, whose peers have no addresses";
+            let hint = "listen on a TCP address, or leave it out";
+            self.faults.add_key(path, message, hint);
+        }
+        let trusted = raw.trusted.iter().enumerate().filter_map(|(index, text)| {
+            let fault = |(message, hint): (String, String)| {
+                let path = format!("{path}.trusted[{index}]");
+                self.faults.add(&path, message, hint);
+            };
+            text.parse().map_err(fault).ok()
+        });
+        ProxyProtocol {
+            trusted: trusted.collect(),
         }
     }
 

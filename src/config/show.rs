@@ -86,6 +86,10 @@ fn listener(listener: &Listener) -> Value {
         },
         "http2": shared,
     });
+    if let Some(proxy) = &listener.proxy_protocol {
+        let trusted = proxy.trusted.iter().map(ToString::to_string);
+        all["proxy_protocol"] = json!({"trusted": trusted.collect::<Value>()});
+    }
     if let Some(tls) = &listener.tls {
         all["tls"] = self::tls(tls);
     }

@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, IoSlice, Read as _},
+    net::IpAddr,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -22,6 +23,14 @@ pub(crate) enum Socket {
 // === impl Socket ===
 
 impl Socket {
+    /// The address at the other end, if it has one.
+    pub(super) fn peer(&self) -> Option<IpAddr> {
+        match self {
+            Self::Tcp(socket) => Some(socket.peer_addr().ok()?.ip()),
+            Self::Unix(_) => None,
+        }
+    }
+
     /// Reads what the kernel has, also where the runtime has not heard of it yet.
     pub(super) fn read_now(&self, room: &mut [u8]) -> io::Result<usize> {
         match self {

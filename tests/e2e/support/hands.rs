@@ -80,7 +80,15 @@ impl Hands {
         address: &Address,
         host: &str,
     ) -> io::Result<TlsStream<TcpStream>> {
-        let socket = dial(address).await;
+        self.shake_on(dial(address).await, host).await
+    }
+
+    /// The same, on a connection that is there already.
+    pub(crate) async fn shake_on(
+        &self,
+        socket: TcpStream,
+        host: &str,
+    ) -> io::Result<TlsStream<TcpStream>> {
         let host = ServerName::try_from(host.to_owned()).unwrap();
         let connector = TlsConnector::from(Arc::new(self.config.clone()));
         within("the handshake ends", connector.connect(host, socket)).await

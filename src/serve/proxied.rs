@@ -1,0 +1,46 @@
+//! Where a connection comes from: what a balancer says in a PROXY header, or else the socket.
+//!
+//! Whoever is in a trusted network must send a header; it is taken off before anything else is read. Nobody else's is looked
+//! at: it is the beginning of a request that makes no sense, so nobody can claim an address that is not theirs.
+
+use std::{io, time::Duration};
+
+use http::HeaderValue;
+use tokio::time::timeout;
+
+use super::Front;
+use crate::{config::ProxyProtocol, transport::Transport};
+
+/// The client's address, as a header; within it, `None` where there is none. `None` when the connection is not to be served.
+pub(super) async fn address(
+    transport: &Transport,
+    settings: &ProxyProtocol,
+    front: &Front,
+    limit: Duration,
+) -> Option<Option<HeaderValue>> {
+    let peer = transport.peer()?;
+    let mut address = peer;
+    if settings.trusts(peer) {
+        let stats = &front.stats;
+        let listener = &front.settings.name;
+        let header = std::future::poll_fn(|cx| transport.poll_proxied(cx));
+        match timeout(limit, header).await {
+            Ok(Ok(source)) => {
+                stats.proxy_headers.increment();
+                address = source.map_or(peer, |source| source.ip());
+            }
+            // A balancer that looks whether anybody listens.
+            Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => return None,
+            Ok(Err(error)) => {
+                stats.proxy_header_failures.increment();
+                tracing::debug!(listener, %peer, %error, "a connection without a good PROXY header was closed");
+                return None;
+            }
+            Err(_) => {
+                stats.proxy_header_timeouts.increment();
+                return None;
+            }
+        }
+    }
+    Some(HeaderValue::try_from(address.to_canonical().to_string()).ok())
+}
