@@ -26,6 +26,10 @@ pub(crate) use self::sockets::{Bound, Sockets};
 const FIRST_WAIT: Duration = Duration::from_millis(5);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
+/// How long clients may still take that have begun to connect when nobody else may begin: a round trip of any network. Less than
+/// the second after which those who were turned away try again, and should find another process.
+const HANDSHAKES: Duration = Duration::from_millis(500);
+
 /// A socket that listens, and what its connections have in common.
 #[derive(Debug)]
 pub(crate) struct Listener {
@@ -87,7 +91,15 @@ impl Listener {
                 }
             }
         }
+        let turned_away = self.socket.turn_away().unwrap_or_else(|error| {
+            tracing::warn!(listener = self.front.settings.name, %error, "clients that connect right now may be reset");
+            false
+        });
         self.empty(&permits, &workers);
+        if turned_away {
+            sleep(HANDSHAKES).await;
+            self.empty(&permits, &workers);
+        }
     }
 
     /// Accepts what waits already, before the socket is closed: those clients have connected, and whatever they say would

@@ -12,7 +12,10 @@
 //!   them until the old one closes. A Unix socket is bound under another name and moved over the old one in one step, so that
 //!   every dial finds one of the two.
 //!
-//! A socket that is closed for good takes its queue with it, so what waits there is accepted first.
+//! A socket that is closed for good takes its queue with it, so what waits there is accepted first. Over TCP that is not enough: whoever
+//! connects between the last look at the queue and the close is reset. So a shared socket first gets a filter in the kernel
+//! which drops what begins a connection and nothing else. Its clients notice a lost packet, and ask again after a second: then
+//! the socket is gone, and they find the other process.
 
 use std::{
     ffi::OsString,
@@ -30,7 +33,7 @@ use std::{
 };
 
 use listenfd::ListenFd;
-use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+use socket2::{Domain, SockAddr, SockFilter, SockRef, Socket, Type};
 use tokio::net::TcpListener;
 
 use crate::{config::Address, upstream::connect::prepare, worker::AcceptedSocket};
@@ -39,6 +42,25 @@ use crate::{config::Address, upstream::connect::prepare, worker::AcceptedSocket}
 /// takes them a second and longer; so this has room for all clients of a busy proxy that come back at once. The kernel lowers
 /// it to its own limit (`net.core.somaxconn`).
 const BACKLOG: i32 = 4096;
+
+/// A program for the kernel, which runs it on each packet that comes for a listening socket, from its TCP header on: drops a SYN without
+/// an ACK, and nothing else. The numbers are those of `linux/bpf_common.h`.
+const NO_BEGINNINGS: [SockFilter; 5] = {
+    const LOAD_BYTE: u16 = 0x30;
+    const AND: u16 = 0x54;
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    const FLAGS: u32 = 13;
+    const SYN: u32 = 0x02;
+    const ACK: u32 = 0x10;
+    [
+        SockFilter::new(LOAD_BYTE, 0, 0, FLAGS),
+        SockFilter::new(AND, 0, 0, SYN | ACK),
+        SockFilter::new(JUMP_IF_EQUAL, 0, 1, SYN),
+        SockFilter::new(RETURN, 0, 0, 0),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+    ]
+};
 
 /// Makes listening sockets, and has those that the process was started with.
 #[derive(Debug, Default)]
@@ -53,6 +75,8 @@ pub(crate) struct Bound {
     socket: Listening,
     /// Somebody else has it too, and goes on with it.
     is_handed_over: bool,
+    /// Somebody else may have another one with the same address.
+    is_shared: bool,
 }
 
 /// A socket whose connections the runtime of a thread waits for.
@@ -114,6 +138,7 @@ impl Sockets {
         Ok(Bound {
             socket,
             is_handed_over: false,
+            is_shared: self.takeover,
         })
     }
 
@@ -143,6 +168,7 @@ fn take(found: &mut ListenFd, index: usize) -> io::Result<Bound> {
     Ok(Bound {
         socket,
         is_handed_over: true,
+        is_shared: false,
     })
 }
 
@@ -262,6 +288,19 @@ impl Accepting {
             Registered::Unix(listener) => {
                 Ok(AcceptedSocket::Unix(listener.accept().await?.0.into_std()?))
             }
+        }
+    }
+
+    /// Lets nobody begin a connection any more, if others will take those who try again. Connections that have begun come
+    /// through. Says whether there may be such, which want to be accepted.
+    pub(crate) fn turn_away(&self) -> io::Result<bool> {
+        match &self.bound.socket {
+            Listening::Tcp(socket) if self.bound.is_shared => {
+                SockRef::from(socket).attach_filter(&NO_BEGINNINGS)?;
+                Ok(true)
+            }
+            // Nobody finds a Unix socket that has been replaced.
+            Listening::Tcp(_) | Listening::Unix(..) => Ok(false),
         }
     }
 

@@ -299,7 +299,7 @@ async fn two_processes_share_an_address_until_the_old_one_has_drained() {
     let (address, admin) = (old.address.to_string(), old.operator.0.to_string());
     let yaml = yaml(&address, &admin, true, &upstream);
 
-    let load = Load::keeping(&old.address);
+    let load = Load::dialing(&old.address);
     changes(old, load, Running::start_as_written(&yaml)).await;
 }
 
