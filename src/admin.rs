@@ -7,6 +7,7 @@
 //! | `/metrics` | all counters, as Prometheus reads them |
 //! | `/config` | the configuration as it was resolved, secrets hidden |
 //! | `POST /reload` | 200 with what has changed when the configuration file is in force again; 422 with its faults if it is not |
+//! | `/clusters` | the clusters with their endpoints, and the state of each, as JSON |
 //! | `/bindings` | the bindings that it serves now, and what they can do, as JSON |
 //! | `POST /drain` | 202; the proxy stops as after SIGTERM |
 //!
@@ -33,7 +34,7 @@ use tokio::{
 
 use crate::{
     app::Requests,
-    bindings::{self, Components},
+    bindings::{self, Shared},
     config::{Address, Admin, Config},
     drain::{Phase, advance, reached},
     listener::{Bound, Sockets},
@@ -51,7 +52,7 @@ const TEXT: &str = "text/plain; charset=utf-8";
 struct Endpoints {
     registry: Registry,
     config: watch::Receiver<Arc<Config>>,
-    components: Arc<Components>,
+    shared: Shared,
     reloads: Requests,
     token: Option<String>,
     phases: watch::Sender<Phase>,
@@ -62,7 +63,7 @@ pub(crate) fn start(
     settings: &Admin,
     sockets: &mut Sockets,
     config: watch::Receiver<Arc<Config>>,
-    components: &Arc<Components>,
+    shared: &Shared,
     telemetry: &Telemetry,
     reloads: Requests,
     phases: watch::Sender<Phase>,
@@ -70,10 +71,12 @@ pub(crate) fn start(
     let listener = sockets.listen(&Address::Tcp(settings.address))?;
     let address = listener.tcp_address()?;
     let takeover = config.borrow().takeover;
+    let mut registry = telemetry.registry();
+    registry.register_collector(Box::new(Arc::clone(&shared.directories)));
     let endpoints = Endpoints {
-        registry: telemetry.registry(),
+        registry,
         config,
-        components: Arc::clone(components),
+        shared: shared.clone(),
         reloads,
         token: settings.token.clone(),
         phases,
@@ -184,14 +187,16 @@ impl Endpoints {
                 }
             }
             "/config" => json(self.config.borrow().to_json()),
+            "/clusters" => json(self.shared.directories.to_json()),
             "/bindings" => {
-                let listed = bindings::list(&self.config.borrow().bindings, &self.components);
+                let listed =
+                    bindings::list(&self.config.borrow().bindings, &self.shared.components);
                 json(serde_json::json!(listed))
             }
             _ => answer(
                 StatusCode::NOT_FOUND,
                 TEXT,
-                "there are /livez, /readyz, /metrics, /config, /bindings, POST /reload and POST /drain\n",
+                "there are /livez, /readyz, /metrics, /config, /clusters, /bindings, POST /reload and POST /drain\n",
             ),
         }
     }

@@ -20,6 +20,7 @@ use crate::{
     serve::Front,
     telemetry::{Process, Telemetry},
     tls::{self, Tls, Upstreams},
+    upstream::directory::{Directories, Directory},
     worker::{self, Handle},
 };
 
@@ -47,6 +48,8 @@ pub struct App {
     accepting: JoinSet<()>,
     /// Looks after the components of bindings, and after the files of listeners, until the end.
     supervising: JoinSet<()>,
+    /// The endpoints of the clusters of the configuration in force.
+    directories: Vec<Arc<Directory>>,
     phases: watch::Sender<Phase>,
 }
 
@@ -68,6 +71,7 @@ impl App {
         let telemetry = Arc::new(Telemetry::new(&config.dapr));
         let config = Arc::new(config);
         let shared = open(&config, &telemetry.process, None)?;
+        let directories = look_up(&config, &shared).await?;
         let phases = watch::Sender::default();
 
         let mut listeners = Vec::new();
@@ -120,7 +124,7 @@ impl App {
                     settings,
                     &mut sockets,
                     in_force.subscribe(),
-                    &shared.components,
+                    &shared,
                     &telemetry,
                     requests,
                     phases.clone(),
@@ -167,6 +171,7 @@ impl App {
             workers,
             accepting,
             supervising,
+            directories,
             phases,
         })
     }
@@ -225,11 +230,24 @@ fn open(
     let upstreams = upstreams.map_err(|(cluster, faults)| StartError::tls(&cluster, &faults))?;
     Ok(Shared {
         upstreams: Arc::new(upstreams),
+        directories: match before {
+            Some(before) => Arc::clone(&before.directories),
+            None => Arc::new(Directories::new(Arc::clone(process))),
+        },
         components: match before {
             Some(before) => Arc::clone(&before.components),
             None => Arc::new(Components::new(config, process)),
         },
         stores: Arc::new(stores),
+    })
+}
+
+/// Looks for the endpoints of all clusters. They want to be held until every worker holds them.
+async fn look_up(config: &Config, shared: &Shared) -> Result<Vec<Arc<Directory>>, StartError> {
+    let opened = shared.directories.open(&config.clusters).await;
+    opened.map_err(|(cluster, fault)| StartError {
+        what: format!("cluster {cluster}: cannot use its endpoints"),
+        source: io::Error::other(fault),
     })
 }
 

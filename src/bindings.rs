@@ -40,7 +40,7 @@ use crate::{
     config::{self, BindingTarget},
     telemetry::Telemetry,
     tls::Upstreams,
-    upstream::Cluster,
+    upstream::{Cluster, directory::Directories},
 };
 
 mod api;
@@ -79,6 +79,7 @@ pub(crate) struct Invocation {
 #[derive(Clone, Debug)]
 pub(crate) struct Shared {
     pub(crate) upstreams: Arc<Upstreams>,
+    pub(crate) directories: Arc<Directories>,
     pub(crate) components: Arc<Components>,
     pub(crate) stores: Arc<Stores>,
 }
@@ -104,6 +105,7 @@ struct Builder {
     telemetry: Arc<Telemetry>,
     /// The clusters of the configuration, which bindings share with the routes.
     clusters: HashMap<String, Rc<Cluster>>,
+    directories: Arc<Directories>,
     stores: Arc<Stores>,
     upstreams: Arc<Upstreams>,
     aborts: Rc<Aborts>,
@@ -134,12 +136,14 @@ impl Bindings {
     ) -> Self {
         let Shared {
             upstreams,
+            directories,
             components,
             stores,
         } = shared;
         let builder = Builder {
             telemetry: Arc::clone(telemetry),
             clusters: clusters.clone(),
+            directories,
             stores,
             upstreams,
             aborts: Rc::clone(aborts),
@@ -260,7 +264,7 @@ impl Builder {
         let process = &self.telemetry.process;
         let own_cluster = |cluster: &Arc<config::Cluster>| {
             let tls = self.upstreams.of(&cluster.name);
-            Rc::new(Cluster::new(cluster, tls, process.cluster(&cluster.name)))
+            Rc::new(Cluster::new(self.directories.of(cluster), tls))
         };
         let label: Arc<str> = format!("binding {}", config.name).into();
         let buffer = Buffer {

@@ -30,6 +30,7 @@
 mod address;
 mod bindings;
 mod check;
+mod endpoints;
 mod environment;
 mod faults;
 mod load;
@@ -57,6 +58,8 @@ pub use bindings::{
     Backoff, Binding, BindingTarget, Bucket, CircuitBreaker, Component, ComponentSockets, Dapr,
     HttpTarget, ObjectStore, Place, Resiliency, Retry, Secret,
 };
+pub(crate) use endpoints::endpoints;
+pub use endpoints::{Balance, Endpoint, Endpoints};
 pub use faults::Faults;
 pub use network::Network;
 use report::Report;
@@ -234,8 +237,12 @@ pub struct Cluster {
     pub name: String,
     /// What messages call it: `cluster greeter` or `binding orders`.
     pub label: String,
-    /// Where its upstreams are; at least one.
-    pub endpoints: Vec<Address>,
+    /// Where its upstreams are.
+    pub endpoints: Endpoints,
+    /// Which of them takes a stream.
+    pub balance: Balance,
+    /// Time in which a new endpoint comes to its full share; zero is none.
+    pub slow_start: Duration,
     /// What they speak.
     pub protocol: Protocol,
     /// TLS; `None` goes in the clear.

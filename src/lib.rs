@@ -90,5 +90,5 @@ mod stall;
 mod telemetry;
 mod tls;
 mod transport;
-mod upstream;
+pub mod upstream;
 mod worker;

@@ -139,6 +139,14 @@ pub(crate) struct ClusterStats {
     pub(crate) stalls: Count,
     pub(crate) keepalive_timeouts: Count,
     pub(crate) stalled_streams: Count,
+    /// Streams that were sent to an endpoint although none was available.
+    pub(crate) none_available: Count,
+    /// Times that endpoints came, went, or changed their weights.
+    pub(crate) endpoint_changes: Count,
+    /// Looks at the source of the endpoints that found nothing of use.
+    pub(crate) endpoint_failures: Count,
+    /// Whether the last one did: 1 or 0.
+    pub(crate) endpoints_stale: Count,
 }
 
 /// What one binding counts beside its streams, over all workers.
@@ -489,7 +497,7 @@ const UPSTREAM_TLS: [Reading<UpstreamTlsStats>; 6] = [
     ),
 ];
 
-const CLUSTER: [Reading<ClusterStats>; 13] = [
+const CLUSTER: [Reading<ClusterStats>; 17] = [
     (
         "connections",
         "Connections open now",
@@ -546,6 +554,30 @@ const CLUSTER: [Reading<ClusterStats>; 13] = [
         "Streams that failed and were not tried again because the route's retry.budget was used up",
         MetricType::Counter,
         |stats| &stats.retry_overflows,
+    ),
+    (
+        "endpoint_changes",
+        "Times that endpoints came, went, or changed their weights",
+        MetricType::Counter,
+        |stats| &stats.endpoint_changes,
+    ),
+    (
+        "endpoint_failures",
+        "Looks at the source of the endpoints that found nothing of use",
+        MetricType::Counter,
+        |stats| &stats.endpoint_failures,
+    ),
+    (
+        "endpoints_stale",
+        "Whether the last look at the source of the endpoints found nothing of use",
+        MetricType::Gauge,
+        |stats| &stats.endpoints_stale,
+    ),
+    (
+        "none_available",
+        "Streams for which no endpoint was available, and any one was tried",
+        MetricType::Counter,
+        |stats| &stats.none_available,
     ),
     (
         "stalled_streams",

@@ -2,7 +2,11 @@
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | [`balance`] | which endpoint takes the next stream |
+//! | [`directory`] | which endpoints each cluster has, for the whole process |
+//! | [`endpoint`] | one endpoint: where it is, what it carries, whether it can take more |
+//! | [`roster`] | the endpoints as they are at one time |
+//! | [`choose`] | which of them takes the next stream |
+//! | [`balance`] | one worker's connections to all of them |
 //! | [`connect`] | dialing a socket |
 //! | [`http2`] | connections that carry many streams |
 //! | [`http1`] | connections that carry one request at a time |
@@ -12,6 +16,7 @@ use std::{cell::Cell, io, rc::Rc, sync::Arc};
 use thalweg_filters::{Error, Side};
 use thalweg_proto::status::Code;
 
+use self::{balance::Balance, directory::Directory, endpoint::Endpoint};
 use crate::{
     config::{self, Address},
     telemetry::ClusterStats,
@@ -20,9 +25,13 @@ use crate::{
 };
 
 pub(crate) mod balance;
+pub mod choose;
 pub(crate) mod connect;
+pub(crate) mod directory;
+pub mod endpoint;
 pub(crate) mod http1;
 pub(crate) mod http2;
+pub mod roster;
 
 /// One worker's connections to a cluster.
 #[derive(Debug)]
@@ -39,8 +48,8 @@ pub(crate) struct Cluster {
 /// The endpoints of a cluster, by the protocol that they speak.
 #[derive(Debug)]
 pub(crate) enum Endpoints {
-    Http2(balance::Balance<http2::Pool>),
-    Http1(balance::Balance<http1::Pool>),
+    Http2(Rc<Balance<http2::Pool>>),
+    Http1(Rc<Balance<http1::Pool>>),
 }
 
 /// What the connections of one cluster have in common.
@@ -50,6 +59,8 @@ pub(crate) struct Shared {
     pub(crate) settings: Arc<config::Cluster>,
     tls: Option<Arc<tls::Upstream>>,
     pub(crate) stats: Arc<ClusterStats>,
+    /// Where the endpoints come from. It lives for as long as a worker uses it.
+    _directory: Arc<Directory>,
     /// Streams that wait for a connection.
     pending: Cell<usize>,
 }
@@ -66,36 +77,26 @@ impl Drop for Pending<'_> {
 }
 
 impl Cluster {
-    /// `tls` is what the settings ask for, or `None` if they ask for none.
-    pub(crate) fn new(
-        settings: &Arc<config::Cluster>,
-        tls: Option<Arc<tls::Upstream>>,
-        stats: Arc<ClusterStats>,
-    ) -> Self {
+    /// With no connection so far; the endpoints are followed from now on. `tls` is what the settings ask for, or `None` if they
+    /// ask for none.
+    pub(crate) fn new(directory: Arc<Directory>, tls: Option<Arc<tls::Upstream>>) -> Self {
+        let settings = &directory.settings;
         let shared = Rc::new(Shared {
             name: settings.name.as_str().into(),
             settings: Arc::clone(settings),
             tls,
-            stats: Arc::clone(&stats),
+            stats: Arc::clone(&directory.stats),
             pending: Cell::new(0),
+            _directory: Arc::clone(&directory),
         });
-        let addresses = settings.endpoints.iter().cloned();
         let endpoints = match settings.protocol {
-            config::Protocol::Http2 => Endpoints::Http2(
-                addresses
-                    .map(|address| http2::Pool::new(Rc::clone(&shared), address))
-                    .collect(),
-            ),
-            config::Protocol::Http1 => Endpoints::Http1(
-                addresses
-                    .map(|address| http1::Pool::new(Rc::clone(&shared), address))
-                    .collect(),
-            ),
+            config::Protocol::Http2 => Endpoints::Http2(Balance::new(shared, &directory)),
+            config::Protocol::Http1 => Endpoints::Http1(Balance::new(shared, &directory)),
         };
         Self {
             label: settings.label.as_str().into(),
             tls: settings.tls.is_some(),
-            stats,
+            stats: Arc::clone(&directory.stats),
             endpoints,
             settings: Arc::clone(settings),
         }
@@ -104,16 +105,6 @@ impl Cluster {
     /// What it was built from.
     pub(crate) fn settings(&self) -> &Arc<config::Cluster> {
         &self.settings
-    }
-}
-
-/// No stream will be opened any more. Connections close after their last.
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        match &self.endpoints {
-            Endpoints::Http2(pools) => pools.all().iter().for_each(|pool| pool.close()),
-            Endpoints::Http1(pools) => pools.all().iter().for_each(|pool| pool.close()),
-        }
     }
 }
 
@@ -147,6 +138,19 @@ impl Shared {
             reason,
             Side::Upstream,
             format!("{}: {what}", self.settings.label),
+        )
+    }
+
+    fn no_endpoints(&self) -> Error {
+        self.unavailable("upstream_no_endpoints", "it has no endpoints now")
+    }
+
+    /// What streams hear that waited for a connection to an endpoint when it was removed.
+    fn removed(&self, endpoint: &Endpoint) -> Error {
+        let address = endpoint.address();
+        self.unavailable(
+            "upstream_endpoint_removed",
+            format_args!("{address} is not among its endpoints any more"),
         )
     }
 

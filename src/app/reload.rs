@@ -20,7 +20,7 @@ use tokio::{
     task::spawn_blocking,
 };
 
-use super::{App, Changes, StartError, open};
+use super::{App, Changes, StartError, look_up, open};
 use crate::config::{self, Config, Faults};
 
 /// More than an operator and his tools ask for at once.
@@ -111,12 +111,15 @@ impl App {
         let opened = spawn_blocking(move || open(&opening, &process, Some(&known))).await;
         let opened = opened.map_err(|panic| ReloadError::unusable("cannot open it", panic))?;
         let shared = opened.map_err(ReloadError::Unusable)?;
+        let directories = look_up(&config, &shared).await;
+        let directories = directories.map_err(ReloadError::Unusable)?;
 
         while self.supervising.try_join_next().is_some() {}
         for watch in shared.upstreams.watch(&self.shared.upstreams) {
             self.supervising.spawn(watch);
         }
         self.shared = shared;
+        self.directories = directories;
         self.shared.components.configure(&config);
         let workers = self.workers.iter();
         let answers: Vec<_> = workers

@@ -115,14 +115,15 @@ fn route(route: &Route) -> Line {
         Destination::Clusters(targets) => {
             let weighted = targets.len() > 1;
             let clusters = targets.iter().map(|target| {
-                let endpoints = &target.cluster.endpoints;
-                let endpoints: Vec<String> = endpoints.iter().map(ToString::to_string).collect();
                 let share = if weighted {
                     format!("{} of ", target.weight)
                 } else {
                     String::new()
                 };
-                format!("{share}{} ({})", target.cluster.name, endpoints.join(", "))
+                format!(
+                    "{share}{} ({})",
+                    target.cluster.name, target.cluster.endpoints
+                )
             });
             clusters.collect::<Vec<_>>().join(" and ")
         }

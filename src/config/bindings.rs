@@ -11,7 +11,9 @@ use http::uri::{Authority, PathAndQuery};
 use thalweg_filters::chain::Filter;
 use thalweg_proto::status::Code;
 
-use super::{Address, Cluster, Http2, Pool, Protocol, RouteTimeouts, UpstreamTls};
+use super::{
+    Address, Balance, Cluster, Endpoints, Http2, Pool, Protocol, RouteTimeouts, UpstreamTls,
+};
 
 /// What the metrics that have Dapr's names say in Dapr's labels.
 #[derive(Clone, Debug, PartialEq)]
@@ -351,7 +353,9 @@ impl Cluster {
         Arc::new(Self {
             name: format!("{BINDING_CLUSTER}{name}"),
             label: format!("binding {name}"),
-            endpoints: vec![address],
+            endpoints: Endpoints::one(address),
+            balance: Balance::default(),
+            slow_start: Duration::ZERO,
             protocol,
             tls,
             http2,

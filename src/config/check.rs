@@ -280,7 +280,7 @@ fn found(value: &Value) -> String {
 fn rewrite(allowed: &[&Value], value: &Value) -> String {
     match (expected(allowed).as_str(), value) {
         ("text", Value::Number(_) | Value::Bool(_)) => format!("put it in quotes: `\"{value}\"`"),
-        ("a list", Value::String(text)) => format!("write a list: `[{text}]`"),
+        ("a list" | "a list or a map", Value::String(text)) => format!("write a list: `[{text}]`"),
         ("a list", _) => "write its items below, each after a `-`".into(),
         ("a map", Value::Array(_)) => "write `key: value` lines, without `-`".into(),
         ("a map", _) => "write `key: value` lines below, or `{}` for none".into(),

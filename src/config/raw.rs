@@ -382,10 +382,17 @@ pub(super) struct Keepalive {
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Cluster {
-    /// Addresses of the upstreams: `127.0.0.1:50051`, `"[::1]:50051"` or `unix:/run/x.sock`. IP
-    /// addresses only, and `localhost`, which is `127.0.0.1`.
-    #[schemars(length(min = 1))]
-    pub(super) endpoints: Vec<String>,
+    /// Where the upstreams are: a list of addresses, or `dns` or `file`, from where it comes.
+    pub(super) endpoints: Endpoints,
+
+    /// Which endpoint takes a stream. Default `least_streams`, which needs no thought: it evens out
+    /// streams that live long, and keeps off endpoints that are slow.
+    pub(super) balance: Option<Balance>,
+
+    /// Time in which an endpoint that is added or comes back grows from a tenth of its share to the
+    /// whole. Default `0s`: it takes its share at once, which only hurts servers that must warm up
+    /// first, and a long start would put off the balance of long streams.
+    pub(super) slow_start: Option<Duration>,
 
     /// What the endpoints speak. Default `http2`, as gRPC servers do.
     pub(super) protocol: Option<Protocol>,
@@ -407,6 +414,104 @@ pub(super) struct Cluster {
     /// How long a connection may have bytes to send of which the upstream takes none; `0s` is for
     /// ever. Default `60s`, as for clients.
     pub(super) stall: Option<Duration>,
+}
+
+/// Where the endpoints of a cluster come from: a list, or a map that says where it is.
+#[derive(Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum Endpoints {
+    /// The list itself.
+    Listed(EndpointList),
+    /// Where the list comes from.
+    Source(EndpointSource),
+}
+
+/// Addresses of the upstreams: `127.0.0.1:50051`, `"[::1]:50051"` or `unix:/run/x.sock`. IP
+/// addresses only, and `localhost`, which is `127.0.0.1`.
+#[derive(Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub(super) struct EndpointList(#[schemars(length(min = 1))] pub(super) Vec<EndpointEntry>);
+
+/// Where the endpoints come from, other than from this file. One of `dns` and `file`.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct EndpointSource {
+    /// A name and a port, `greeter.svc:50051`. Every address of the name is an endpoint. The name is
+    /// looked up again and again; when that fails or finds nothing, the endpoints stay.
+    #[schemars(length(min = 1))]
+    pub(super) dns: Option<String>,
+
+    /// A file in YAML or JSON with a list as it would stand here, up to 4 MiB. It is read again when
+    /// it changes; one that is not good is told in the log, and the endpoints stay. At the start it
+    /// must be good.
+    #[schemars(length(min = 1))]
+    pub(super) file: Option<String>,
+
+    /// Time between two looks, a tenth more or less at random. Default `5s` for `dns`, as most
+    /// resolvers remember answers for so long at least, and `1s` for `file`.
+    #[schemars(extend("minimum" = 10))]
+    pub(super) refresh: Option<Duration>,
+}
+
+/// An endpoint by its address, or a map to say more.
+#[derive(Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum EndpointEntry {
+    /// The address of an upstream: `127.0.0.1:50051`, `"[::1]:50051"` or `unix:/run/x.sock`.
+    Address(String),
+    /// An endpoint and its weight.
+    Weighted(WeightedEndpoint),
+}
+
+/// An endpoint and its weight.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WeightedEndpoint {
+    /// The address of the upstream.
+    pub(super) address: String,
+
+    /// Its part of the streams, in proportion to the weights of the others. Default `1`.
+    #[schemars(range(min = 1, max = 1_000))]
+    pub(super) weight: Option<Count>,
+}
+
+/// Which endpoint takes a stream: the name of a way, or a map of its name to its settings.
+#[derive(Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum Balance {
+    /// The name of a way that has no settings.
+    Named(BalanceName),
+    /// A way that has settings.
+    By(BalanceBy),
+}
+
+/// A way to choose an endpoint that has no settings.
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum BalanceName {
+    /// Of two endpoints drawn at random by weight, the one with fewer streams for its weight.
+    LeastStreams,
+    /// Each in turn, as often as its weight says.
+    RoundRobin,
+}
+
+/// A way to choose an endpoint that has settings.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct BalanceBy {
+    /// Streams with the same value of a header go to the same endpoint, and when endpoints come or
+    /// go, only those streams move that must.
+    pub(super) ring_hash: RingHash,
+}
+
+/// What a stream is known by.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RingHash {
+    /// The header, such as `x-user`; a filter may have set it, as `initial_message` does from a field
+    /// of the first message. Streams without it are balanced as by `least_streams`.
+    #[schemars(length(min = 1))]
+    pub(super) header: String,
 }
 
 /// How connections to upstreams are shared and kept.

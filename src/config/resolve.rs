@@ -5,6 +5,7 @@
 
 mod bindings;
 mod clusters;
+mod endpoints;
 mod http2;
 mod object_store;
 mod retry;
@@ -24,6 +25,7 @@ use super::{
     ListenerTimeouts, ProxyProtocol, ServerHttp2, raw,
 };
 pub(super) use bindings::default_filters;
+pub(super) use endpoints::endpoints;
 use thalweg_filters::units::{self, Count, Size};
 
 /// Takes the defaults for what was not written, and tells what makes no sense.

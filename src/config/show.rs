@@ -3,10 +3,10 @@
 use serde_json::{Map, Value, json};
 
 use super::{
-    Address, Admin, AuthorityMatch, Backoff, Binding, BindingTarget, Bucket, CertificateFiles,
-    Cluster, ComponentSockets, Config, Destination, Http2, HttpTarget, Listener, Match,
-    ObjectStore, PathMatch, Place, Pool, Resiliency, Retry, Route, RouteRetry, RouteTimeouts,
-    Secret, Tls, UpstreamTls,
+    Address, Admin, AuthorityMatch, Backoff, Balance, Binding, BindingTarget, Bucket,
+    CertificateFiles, Cluster, ComponentSockets, Config, Destination, Endpoint, Endpoints, Http2,
+    HttpTarget, Listener, Match, ObjectStore, PathMatch, Place, Pool, Resiliency, Retry, Route,
+    RouteRetry, RouteTimeouts, Secret, Tls, UpstreamTls,
 };
 use thalweg_filters::chain::Filter;
 use thalweg_filters::units::Unit;
@@ -134,7 +134,9 @@ fn http2(http2: &Http2) -> Value {
 
 fn cluster(cluster: &Cluster) -> Value {
     let mut all = json!({
-        "endpoints": cluster.endpoints.iter().map(ToString::to_string).collect::<Value>(),
+        "endpoints": endpoints(&cluster.endpoints),
+        "balance": balance(&cluster.balance),
+        "slow_start": duration(cluster.slow_start),
         "protocol": cluster.protocol,
         "http2": http2(&cluster.http2),
         "connect_timeout": duration(cluster.connect_timeout),
@@ -163,6 +165,31 @@ fn upstream_tls(tls: &UpstreamTls) -> Value {
 
 fn pair(pair: &CertificateFiles) -> Value {
     json!({"cert": pair.cert, "key": pair.key})
+}
+
+fn endpoints(endpoints: &Endpoints) -> Value {
+    match endpoints {
+        Endpoints::Listed(endpoints) => (endpoints.iter())
+            .map(|Endpoint { address, weight }| match weight {
+                1 => json!(address.to_string()),
+                weight => json!({"address": address.to_string(), "weight": weight}),
+            })
+            .collect(),
+        Endpoints::Dns {
+            host,
+            port,
+            refresh,
+        } => json!({"dns": format!("{host}:{port}"), "refresh": duration(*refresh)}),
+        Endpoints::File { path, refresh } => json!({"file": path, "refresh": duration(*refresh)}),
+    }
+}
+
+fn balance(balance: &Balance) -> Value {
+    match balance {
+        Balance::LeastStreams => json!("least_streams"),
+        Balance::RoundRobin => json!("round_robin"),
+        Balance::RingHash { header } => json!({"ring_hash": {"header": header.as_str()}}),
+    }
 }
 
 fn pool(pool: &Pool) -> Value {
@@ -275,8 +302,8 @@ fn target(target: &BindingTarget) -> (&'static str, Value) {
                 "metadata": keys.map(|key| (key.clone(), json!(HIDDEN))).collect::<Value>(),
                 "ping": duration(component.ping),
             });
-            for endpoint in &component.cluster.endpoints {
-                match endpoint {
+            for endpoint in component.cluster.endpoints.listed() {
+                match &endpoint.address {
                     Address::Unix(path) => all["socket"] = path.display().to_string().into(),
                     address => all["address"] = address.to_string().into(),
                 }

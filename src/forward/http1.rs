@@ -47,7 +47,8 @@ pub(crate) async fn exchange(
     headers::for_http1(&mut parts)?;
     // Read from now on, also while there is no connection yet.
     let body = eager(body);
-    let mut lease = connected(cluster, timeouts, endpoints.open(http1::Pool::lease)).await?;
+    let opening = endpoints.open(&parts.headers, http1::Pool::lease);
+    let mut lease = connected(cluster, timeouts, opening).await?;
     let response = lease.send(Request::from_parts(parts, body)).await?;
     let (mut parts, incoming) = response.into_parts();
     headers::strip_hop_by_hop(&mut parts.headers);

@@ -44,7 +44,8 @@ pub(crate) async fn exchange(
     let mut intake = Intake::new(body);
     let mut attempts = Attempts::new(retries);
     loop {
-        let lease = connected(cluster, timeouts, endpoints.open(http2::Pool::lease));
+        let opening = endpoints.open(&parts.headers, http2::Pool::lease);
+        let lease = connected(cluster, timeouts, opening);
         let (failure, rest) = match reading(&mut intake, lease).await? {
             // Every endpoint was tried.
             Err(error) => (Failure::Failed(error), Some(intake)),

@@ -1,171 +1,155 @@
-//! Which endpoint takes the next stream: the one with the fewest.
+//! One worker's connections to the endpoints of a cluster, and who gets the next stream.
 //!
-//! An endpoint that could not be dialed has no streams and would attract every new one, so it is passed over for
-//! [`PASS_OVER`] while others are left. Ties go round.
+//! It follows the [`Directory`]: an endpoint that stays keeps its pool and so its connections, a new one gets a pool, and one
+//! that is gone takes no new streams; its connections close when their last streams have ended.
 
-use std::{cell::Cell, future::Future, rc::Rc, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    fmt,
+    future::Future,
+    rc::{Rc, Weak},
+    sync::Arc,
+};
 
+use http::HeaderMap;
 use thalweg_filters::Error;
-use tokio::time::Instant;
+use tokio::task::spawn_local;
 
-/// How long an endpoint is passed over after a dial has failed.
-pub(crate) const PASS_OVER: Duration = Duration::from_secs(1);
+use super::{
+    Shared,
+    choose::Chooser,
+    directory::Directory,
+    endpoint::Endpoint,
+    roster::{Roster, hash},
+};
+use crate::config;
 
-/// The endpoints of a cluster.
-#[derive(Debug)]
-pub(crate) struct Balance<P> {
-    endpoints: Vec<Rc<P>>,
-    turn: Cell<usize>,
+/// The endpoints of a cluster, each with its connections of type `P`.
+pub(crate) struct Balance<P: Pool> {
+    shared: Rc<Shared>,
+    state: RefCell<State<P>>,
 }
 
-/// What a choice between endpoints looks at.
-pub(crate) trait Load {
-    /// Streams that are open or wait.
-    fn streams(&self) -> usize;
-
-    /// When a dial last failed, if none has succeeded since.
-    fn failed_at(&self) -> Option<Instant>;
+struct State<P> {
+    chooser: Chooser,
+    /// In the order of the chooser's roster.
+    pools: Vec<Rc<P>>,
 }
 
-impl<P> Balance<P> {
-    pub(crate) fn all(&self) -> &[Rc<P>] {
-        &self.endpoints
+/// The connections to one endpoint.
+pub(crate) trait Pool: 'static {
+    /// None so far.
+    fn new(shared: &Rc<Shared>, endpoint: &Arc<Endpoint>) -> Self;
+
+    /// Whose they are.
+    fn endpoint(&self) -> &Arc<Endpoint>;
+
+    /// The endpoint is gone: connections close after their last streams, and whoever waits for one is refused.
+    fn close(&self);
+}
+
+// === impl Balance ===
+
+impl<P: Pool> Balance<P> {
+    /// Follows the directory from now on.
+    pub(super) fn new(shared: Rc<Shared>, directory: &Directory) -> Rc<Self> {
+        let mut rosters = directory.rosters();
+        let roster = Arc::clone(&rosters.borrow_and_update());
+        let chooser = Chooser::new(roster, &shared.settings.balance);
+        let endpoints = chooser.roster().endpoints().iter();
+        let pools = endpoints.map(|endpoint| Rc::new(P::new(&shared, endpoint)));
+        let pools = pools.collect();
+        let balance = Rc::new(Self {
+            shared,
+            state: RefCell::new(State { chooser, pools }),
+        });
+        let weak: Weak<Self> = Rc::downgrade(&balance);
+        // It ends with the directory, and sooner if a change finds nobody here.
+        spawn_local(async move {
+            while rosters.changed().await.is_ok() {
+                let Some(balance) = weak.upgrade() else {
+                    return;
+                };
+                let roster = Arc::clone(&rosters.borrow_and_update());
+                balance.follow(roster);
+            }
+        });
+        balance
     }
-}
 
-impl<P: Load> Balance<P> {
-    /// Tries `open` on the best endpoint, and on the next best while it fails: nothing was sent yet, so nothing is lost.
-    pub(crate) async fn open<T, F>(&self, open: impl Fn(Rc<P>) -> F) -> Result<T, Error>
+    /// Tries `open` on the best endpoint, and on the next best while it fails: nothing was sent yet, so nothing is lost. When
+    /// none is available, one of the others is tried after all. The headers are the request's.
+    pub(crate) async fn open<T, F>(
+        &self,
+        headers: &HeaderMap,
+        open: impl Fn(Rc<P>) -> F,
+    ) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Error>>,
     {
-        let mut failure = match self.endpoints.as_slice() {
-            [only] => return open(Rc::clone(only)).await,
+        let key = match &self.shared.settings.balance {
+            config::Balance::RingHash { header } => headers.get(header),
             _ => None,
         };
-        let mut tried = vec![false; self.endpoints.len()];
-        while let Some(best) = self.best(&tried) {
-            tried[best] = true;
-            match open(Rc::clone(&self.endpoints[best])).await {
+        let key = key.map(|value| hash(value.as_bytes()));
+        let mut failure = None;
+        let mut tried: Vec<Rc<P>> = Vec::new();
+        while let Some(pool) = self.choose(key, &tried) {
+            match open(Rc::clone(&pool)).await {
                 Ok(opened) => return Ok(opened),
                 Err(error) => failure = Some(error),
             }
+            tried.push(pool);
         }
-        Err(failure.expect("a cluster has an endpoint; the configuration refuses one without"))
+        Err(failure.unwrap_or_else(|| self.shared.no_endpoints()))
     }
 
-    fn best(&self, tried: &[bool]) -> Option<usize> {
-        let count = self.endpoints.len();
-        let turn = self.turn.replace(self.turn.get().wrapping_add(1));
-        (0..count)
-            .map(|step| turn.wrapping_add(step) % count)
-            .filter(|index| !tried[*index])
-            .min_by_key(|index| {
-                let endpoint = &self.endpoints[*index];
-                (
-                    endpoint
-                        .failed_at()
-                        .is_some_and(|at| at.elapsed() < PASS_OVER),
-                    endpoint.streams(),
-                )
-            })
+    fn choose(&self, key: Option<u64>, tried: &[Rc<P>]) -> Option<Rc<P>> {
+        let mut state = self.state.borrow_mut();
+        let State { chooser, pools } = &mut *state;
+        let is_tried = |index: usize| tried.iter().any(|pool| Rc::ptr_eq(pool, &pools[index]));
+        let chosen = chooser.choose(key, is_tried);
+        let chosen = chosen.or_else(|| {
+            let any = chooser.any(key).filter(|_| tried.is_empty())?;
+            self.shared.stats.none_available.increment();
+            Some(any)
+        })?;
+        Some(Rc::clone(&pools[chosen]))
+    }
+
+    /// Takes up a change.
+    fn follow(&self, roster: Arc<Roster>) {
+        let mut state = self.state.borrow_mut();
+        let known = state.pools.drain(..);
+        let mut known: HashMap<*const Endpoint, Rc<P>> = known
+            .map(|pool| (Arc::as_ptr(pool.endpoint()), pool))
+            .collect();
+        let endpoints = roster.endpoints().iter();
+        let pools = endpoints.map(|endpoint| {
+            let kept = known.remove(&Arc::as_ptr(endpoint));
+            kept.unwrap_or_else(|| Rc::new(P::new(&self.shared, endpoint)))
+        });
+        state.pools = pools.collect();
+        state.chooser = Chooser::new(roster, &self.shared.settings.balance);
+        drop(state);
+        for gone in known.into_values() {
+            gone.close();
+        }
     }
 }
 
-impl<P> FromIterator<P> for Balance<P> {
-    fn from_iter<I: IntoIterator<Item = P>>(endpoints: I) -> Self {
-        Self {
-            endpoints: endpoints.into_iter().map(Rc::new).collect(),
-            turn: Cell::new(0),
+impl<P: Pool> Drop for Balance<P> {
+    fn drop(&mut self) {
+        for pool in &self.state.get_mut().pools {
+            pool.close();
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use thalweg_filters::Side;
-    use thalweg_proto::status::Code;
-
-    use super::*;
-
-    #[derive(Debug, Default)]
-    struct Fake {
-        name: char,
-        streams: usize,
-        failed_at: Option<Instant>,
-    }
-
-    impl Load for Fake {
-        fn streams(&self) -> usize {
-            self.streams
-        }
-
-        fn failed_at(&self) -> Option<Instant> {
-            self.failed_at
-        }
-    }
-
-    async fn name(endpoint: Rc<Fake>) -> Result<char, Error> {
-        Ok(endpoint.name)
-    }
-
-    #[tokio::test]
-    async fn fewest_streams_win_and_ties_go_round() {
-        let balance: Balance<_> = [('a', 2), ('b', 1), ('c', 1)]
-            .into_iter()
-            .map(|(name, streams)| Fake {
-                name,
-                streams,
-                failed_at: None,
-            })
-            .collect();
-
-        let chosen = [
-            balance.open(name).await.unwrap(),
-            balance.open(name).await.unwrap(),
-            balance.open(name).await.unwrap(),
-        ];
-
-        assert_eq!(chosen, ['b', 'b', 'c']);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn endpoint_that_cannot_be_dialed_is_passed_over_for_a_while() {
-        let dead = Fake {
-            name: 'd',
-            streams: 0,
-            failed_at: Some(Instant::now()),
-        };
-        let balance: Balance<_> = [
-            dead,
-            Fake {
-                name: 'a',
-                streams: 9,
-                failed_at: None,
-            },
-        ]
-        .into_iter()
-        .collect();
-
-        assert_eq!(balance.open(name).await.unwrap(), 'a');
-        tokio::time::advance(PASS_OVER).await;
-        assert_eq!(balance.open(name).await.unwrap(), 'd');
-    }
-
-    #[tokio::test]
-    async fn next_endpoint_is_tried_when_one_fails() {
-        let balance: Balance<_> = ['a', 'b']
-            .into_iter()
-            .map(|name| Fake {
-                name,
-                ..Fake::default()
-            })
-            .collect();
-        let only_b = async |endpoint: Rc<Fake>| match endpoint.name {
-            'b' => Ok('b'),
-            _ => Err(Error::new(Code::Unavailable, "x", Side::Upstream, "down")),
-        };
-
-        assert_eq!(balance.open(only_b).await.unwrap(), 'b');
+impl<P: Pool> fmt::Debug for Balance<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state.borrow();
+        state.chooser.roster().fmt(f)
     }
 }

@@ -9,6 +9,7 @@ use std::{
     fmt, io,
     pin::pin,
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -25,9 +26,11 @@ use tokio::{
 };
 
 use crate::{
-    config::Address,
     stall::StallWatch,
-    upstream::{Shared, balance::Load},
+    upstream::{
+        Shared, balance,
+        endpoint::{Endpoint, Live},
+    },
 };
 
 type Sender = http1::SendRequest<Body>;
@@ -35,15 +38,12 @@ type Sender = http1::SendRequest<Body>;
 /// The connections to one endpoint.
 pub(crate) struct Pool {
     shared: Rc<Shared>,
-    address: Address,
+    endpoint: Arc<Endpoint>,
     idle: RefCell<Vec<(Sender, Instant)>>,
-    /// No connection is kept any more.
-    closed: Cell<bool>,
     /// A task watches the idle ones.
     expiring: Cell<bool>,
-    /// One permit a request: a connection carries one at a time.
-    permits: std::sync::Arc<Semaphore>,
-    failed_at: Cell<Option<Instant>>,
+    /// One permit a request: a connection carries one at a time. Closed when the endpoint is gone.
+    permits: Arc<Semaphore>,
 }
 
 /// One connection, held for one exchange.
@@ -52,58 +52,54 @@ pub(crate) struct Lease {
     sender: Option<Sender>,
     reused: bool,
     _permit: OwnedSemaphorePermit,
+    _live: Live,
 }
 
 // === impl Pool ===
 
 impl Pool {
-    pub(crate) fn new(shared: Rc<Shared>, address: Address) -> Self {
-        let permits = std::sync::Arc::new(Semaphore::new(shared.settings.pool.max_connections));
-        Self {
-            shared,
-            address,
-            idle: RefCell::default(),
-            closed: Cell::new(false),
-            expiring: Cell::new(false),
-            permits,
-            failed_at: Cell::new(None),
-        }
-    }
-
     /// A connection, idle or new, within `connect_timeout`.
     pub(crate) async fn lease(self: Rc<Self>) -> Result<Lease, Error> {
         let settings = &self.shared.settings;
+        let live = self.endpoint.live();
         timeout(settings.connect_timeout, async {
             let permit = self.permit().await?;
             if let Some(sender) = self.take_idle() {
-                return Ok(self.lend(sender, true, permit));
+                return Ok(self.lend(sender, true, permit, live));
             }
             let sender = self.dial().await?;
-            Ok(self.lend(sender, false, permit))
+            Ok(self.lend(sender, false, permit, live))
         })
         .await
         .unwrap_or_else(|_| {
-            self.failed_at.set(Some(Instant::now()));
+            self.endpoint.unreachable();
             Err(self.shared.too_late())
         })
     }
 
     async fn permit(&self) -> Result<OwnedSemaphorePermit, Error> {
-        if let Ok(permit) = std::sync::Arc::clone(&self.permits).try_acquire_owned() {
+        if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
             return Ok(permit);
         }
         let _pending = self.shared.pending()?;
-        let permit = std::sync::Arc::clone(&self.permits).acquire_owned().await;
-        Ok(permit.expect("the semaphore is never closed"))
+        let permit = Arc::clone(&self.permits).acquire_owned().await;
+        permit.map_err(|_| self.shared.removed(&self.endpoint))
     }
 
-    fn lend(self: &Rc<Self>, sender: Sender, reused: bool, permit: OwnedSemaphorePermit) -> Lease {
+    fn lend(
+        self: &Rc<Self>,
+        sender: Sender,
+        reused: bool,
+        permit: OwnedSemaphorePermit,
+        live: Live,
+    ) -> Lease {
         self.shared.stats.streams.increment();
         Lease {
             pool: Rc::clone(self),
             sender: Some(sender),
             reused,
             _permit: permit,
+            _live: live,
         }
     }
 
@@ -121,7 +117,7 @@ impl Pool {
 
     async fn dial(self: &Rc<Self>) -> Result<Sender, Error> {
         let opened = async {
-            let transport = self.shared.dial(&self.address).await?;
+            let transport = self.shared.dial(self.endpoint.address()).await?;
             let mut builder = http1::Builder::new();
             builder.max_buf_size(64 * 1024);
             let (sender, connection) = builder
@@ -131,10 +127,10 @@ impl Pool {
             Ok((transport, sender, connection))
         };
         let (transport, sender, connection) = opened.await.map_err(|error: io::Error| {
-            self.failed_at.set(Some(Instant::now()));
-            self.shared.no_connection(&self.address, &error)
+            self.endpoint.unreachable();
+            self.shared.no_connection(self.endpoint.address(), &error)
         })?;
-        self.failed_at.set(None);
+        self.endpoint.reached();
         let shared = Rc::clone(&self.shared);
         spawn_local(async move {
             shared.stats.connected.increment();
@@ -159,19 +155,10 @@ impl Pool {
         Ok(sender)
     }
 
-    /// Closes the idle connections, and each of the others after its exchange.
-    pub(crate) fn close(&self) {
-        self.closed.set(true);
-        self.idle.take();
-    }
-
     fn keep(self: &Rc<Self>, sender: Sender) {
-        if self.closed.get() {
-            return;
-        }
         let settings = &self.shared.settings.pool;
         let mut idle = self.idle.borrow_mut();
-        if idle.len() < settings.max_connections {
+        if idle.len() < settings.max_connections && !self.permits.is_closed() {
             idle.push((sender, Instant::now()));
             if !self.expiring.replace(true) {
                 spawn_local(Rc::clone(self).expire(settings.idle_timeout));
@@ -190,13 +177,24 @@ impl Pool {
     }
 }
 
-impl Load for Pool {
-    fn streams(&self) -> usize {
-        self.shared.settings.pool.max_connections - self.permits.available_permits()
+impl balance::Pool for Pool {
+    fn new(shared: &Rc<Shared>, endpoint: &Arc<Endpoint>) -> Self {
+        Self {
+            shared: Rc::clone(shared),
+            endpoint: Arc::clone(endpoint),
+            idle: RefCell::default(),
+            expiring: Cell::new(false),
+            permits: Arc::new(Semaphore::new(shared.settings.pool.max_connections)),
+        }
     }
 
-    fn failed_at(&self) -> Option<Instant> {
-        self.failed_at.get()
+    fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+
+    fn close(&self) {
+        self.permits.close();
+        self.idle.borrow_mut().clear();
     }
 }
 
@@ -204,8 +202,8 @@ impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "Pool({}, {} idle)",
-            self.address,
+            "Pool({:?}, {} idle)",
+            self.endpoint,
             self.idle.borrow().len()
         )
     }
@@ -253,10 +251,10 @@ impl Lease {
             source = cause.source();
         }
         let Pool {
-            shared, address, ..
+            shared, endpoint, ..
         } = &*self.pool;
         // Under TLS, an upstream may refuse us after the handshake only: with the answer to the first request.
-        let refusal = (shared.tls.as_ref()).and_then(|tls| tls.refusal(&error, address));
+        let refusal = (shared.tls.as_ref()).and_then(|tls| tls.refusal(&error, endpoint.address()));
         let lost = match refusal {
             Some(refusal) => shared.unavailable("upstream_tls_failed", refusal),
             None => shared.unavailable("upstream_lost", "the connection to the upstream was lost"),

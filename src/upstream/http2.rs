@@ -27,18 +27,17 @@ use thalweg_filters::Error;
 use tokio::{
     sync::oneshot,
     task::spawn_local,
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 
 use crate::{
-    config::Address,
     keepalive::{self, Keepalive},
     receive::{Sender, Silence},
     stall::{Stall, StallWatch, Stalled},
     transport::{Payload, Transport, driven},
     upstream::{
-        Shared,
-        balance::{Load, PASS_OVER},
+        Shared, balance,
+        endpoint::{Endpoint, Live},
     },
 };
 
@@ -48,18 +47,16 @@ const CROWDED_TENTHS: usize = 8;
 /// The connections to one endpoint.
 pub(crate) struct Pool {
     shared: Rc<Shared>,
-    address: Address,
+    endpoint: Arc<Endpoint>,
     state: RefCell<State>,
-    streams: Cell<usize>,
-    failed_at: Cell<Option<Instant>>,
+    /// The endpoint is gone: no new connection, and no new stream.
+    closed: Cell<bool>,
 }
 
 #[derive(Default)]
 struct State {
     connections: Vec<Rc<Connection>>,
     dialing: usize,
-    /// No connection is kept any more.
-    closed: bool,
     waiting: VecDeque<oneshot::Sender<Result<Lease, Error>>>,
 }
 
@@ -80,26 +77,21 @@ struct Connection {
 pub(crate) struct Lease {
     pool: Rc<Pool>,
     connection: Rc<Connection>,
+    _live: Live,
 }
 
 // === impl Pool ===
 
 impl Pool {
-    pub(crate) fn new(shared: Rc<Shared>, address: Address) -> Self {
-        Self {
-            shared,
-            address,
-            state: RefCell::default(),
-            streams: Cell::new(0),
-            failed_at: Cell::new(None),
-        }
-    }
-
     /// A place for one stream, now or within `connect_timeout`.
     pub(crate) async fn lease(self: Rc<Self>) -> Result<Lease, Error> {
+        if self.closed.get() {
+            return Err(self.shared.removed(&self.endpoint));
+        }
         if let Some(lease) = self.lease_now() {
             return Ok(lease);
         }
+        let _waits = self.endpoint.live();
         let _pending = self.shared.pending()?;
         let (slot, place) = oneshot::channel();
         self.state.borrow_mut().waiting.push_back(slot);
@@ -131,27 +123,16 @@ impl Pool {
             }
             connection.active.set(connection.active.get() + 1);
             connection.used.set(true);
-            self.streams.set(self.streams.get() + 1);
             self.shared.stats.streams.increment();
             let lease = Lease {
                 pool: Rc::clone(self),
                 connection,
+                _live: self.endpoint.live(),
             };
             if lease.connection.is_crowded() {
                 self.dial_if_wanted();
             }
             return Some(lease);
-        }
-    }
-
-    /// Retires all connections, and those that are being dialed when they come.
-    pub(crate) fn close(self: &Rc<Self>) {
-        let mut state = self.state.borrow_mut();
-        state.closed = true;
-        let connections = std::mem::take(&mut state.connections);
-        drop(state);
-        for _ in &connections {
-            self.shared.stats.retired.increment();
         }
     }
 
@@ -175,12 +156,9 @@ impl Pool {
 
     /// Not beyond `max_connections`, and not at once again after a dial has failed while there is a connection to make do with.
     fn may_dial(&self, state: &State) -> bool {
-        let failed = self
-            .failed_at
-            .get()
-            .is_some_and(|at| at.elapsed() < PASS_OVER);
-        state.connections.len() + state.dialing < self.shared.settings.pool.max_connections
-            && (state.connections.is_empty() || !failed)
+        !self.closed.get()
+            && state.connections.len() + state.dialing < self.shared.settings.pool.max_connections
+            && (state.connections.is_empty() || !self.endpoint.is_unreachable())
     }
 
     /// Opens a connection and drives it to its end.
@@ -188,20 +166,22 @@ impl Pool {
         let guard = DialGuard(Rc::clone(&self));
         let wait = self.shared.settings.connect_timeout;
         let opened = timeout(wait, async {
-            let transport = self.shared.dial(&self.address).await?;
+            let transport = self.shared.dial(self.endpoint.address()).await?;
             let opened = self.open(transport.clone()).await;
             // The codec above passes on the words of what broke TLS, and no more.
             opened.map_err(|error| match (&self.shared.tls, transport.broken()) {
-                (Some(tls), Some(cause)) => tls.explained(io::Error::other(cause), &self.address),
+                (Some(tls), Some(cause)) => {
+                    tls.explained(io::Error::other(cause), self.endpoint.address())
+                }
                 _ => error,
             })
         })
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         match opened {
-            Ok(_) if self.state.borrow().closed => {}
+            Ok(_) if self.closed.get() => {}
             Ok((sender, driver)) => {
-                self.failed_at.set(None);
+                self.endpoint.reached();
                 let connection = Rc::new(Connection {
                     sender: RefCell::new(sender),
                     active: Cell::new(0),
@@ -226,8 +206,8 @@ impl Pool {
                 }
             }
             Err(error) => {
-                self.failed_at.set(Some(Instant::now()));
-                let error = self.shared.no_connection(&self.address, &error);
+                self.endpoint.unreachable();
+                let error = self.shared.no_connection(self.endpoint.address(), &error);
                 self.fail_waiting(&error);
                 drop(guard);
             }
@@ -318,19 +298,37 @@ impl Pool {
     }
 }
 
-impl Load for Pool {
-    fn streams(&self) -> usize {
-        self.streams.get() + self.state.borrow().waiting.len()
+impl balance::Pool for Pool {
+    fn new(shared: &Rc<Shared>, endpoint: &Arc<Endpoint>) -> Self {
+        Self {
+            shared: Rc::clone(shared),
+            endpoint: Arc::clone(endpoint),
+            state: RefCell::default(),
+            closed: Cell::new(false),
+        }
     }
 
-    fn failed_at(&self) -> Option<Instant> {
-        self.failed_at.get()
+    fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+
+    fn close(&self) {
+        self.closed.set(true);
+        let state = std::mem::take(&mut *self.state.borrow_mut());
+        self.state.borrow_mut().dialing = state.dialing;
+        // The streams on a connection hold it, and so it closes after the last of them.
+        for _ in &state.connections {
+            self.shared.stats.retired.increment();
+        }
+        for slot in state.waiting {
+            let _ = slot.send(Err(self.shared.removed(&self.endpoint)));
+        }
     }
 }
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Pool({}, {} streams)", self.address, self.streams.get())
+        write!(f, "Pool({:?})", self.endpoint)
     }
 }
 
@@ -410,7 +408,6 @@ impl Drop for Lease {
     fn drop(&mut self) {
         self.connection.active.set(self.connection.active.get() - 1);
         self.connection.used.set(true);
-        self.pool.streams.set(self.pool.streams.get() - 1);
         self.pool.shared.stats.streams.decrement();
         self.pool.serve_waiting();
     }
@@ -454,7 +451,7 @@ impl Driver {
         std::future::poll_fn(|cx| {
             if let Poll::Ready(end) = self.poll(cx) {
                 if let Err(error) = end {
-                    tracing::debug!(cluster = %pool.shared.name, endpoint = %pool.address, %error, "connection lost");
+                    tracing::debug!(cluster = %pool.shared.name, endpoint = %pool.endpoint.address(), %error, "connection lost");
                 }
                 return Poll::Ready(());
             }

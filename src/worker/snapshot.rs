@@ -35,7 +35,6 @@ use crate::{
     health::Health,
     router::Router,
     telemetry::Telemetry,
-    tls::Upstreams,
     upstream::Cluster,
 };
 
@@ -111,7 +110,7 @@ impl Builder {
         shared: Shared,
         before: Option<&Snapshot>,
     ) -> Snapshot {
-        let clusters = self.clusters(&config, &shared.upstreams, before);
+        let clusters = self.clusters(&config, &shared, before);
         let chains = self.chains(&config, &clusters, before);
         let bindings = Rc::new(Bindings::new(
             &config,
@@ -142,7 +141,7 @@ impl Builder {
     fn clusters(
         &self,
         config: &Config,
-        upstreams: &Upstreams,
+        shared: &Shared,
         before: Option<&Snapshot>,
     ) -> HashMap<String, Rc<Cluster>> {
         let clusters = config.clusters.iter().map(|settings| {
@@ -150,8 +149,8 @@ impl Builder {
             let cluster = match known {
                 Some(known) if known.settings() == settings => Rc::clone(known),
                 _ => {
-                    let stats = self.telemetry.process.cluster(&settings.name);
-                    Rc::new(Cluster::new(settings, upstreams.of(&settings.name), stats))
+                    let directory = shared.directories.of(settings);
+                    Rc::new(Cluster::new(directory, shared.upstreams.of(&settings.name)))
                 }
             };
             (settings.name.clone(), cluster)
@@ -250,11 +249,12 @@ impl Builder {
         S: Service<Request<Body>, Response = Response<Body>, Error = Error> + 'static,
         S::Future: 'static,
     {
-        use crate::bindings::Components;
+        use crate::{bindings::Components, upstream::directory::Directories};
 
         let chain = SharedChain::new(Chain::new(end));
         let shared = Shared {
             upstreams: Arc::default(),
+            directories: Arc::new(Directories::new(Arc::default())),
             components: Arc::new(Components::new(&config, &self.telemetry.process)),
             stores: Arc::default(),
         };

@@ -67,10 +67,16 @@ impl<'a> Reference<'a> {
     /// The maps in a value, each with its keys, and then the maps in those.
     fn explain(&mut self, schema: &'a Value, path: &str, section: bool) {
         let alternatives = self.alternatives(schema);
+        // Beside a map, the items want another name than by their brackets, which links do not see.
+        let items = if alternatives.iter().any(|it| has_keys(it)) {
+            ".ITEM"
+        } else {
+            "[]"
+        };
         let choice = alternatives.iter().filter(|it| has_keys(it)).count() > 1;
         for schema in alternatives {
             if !schema["items"].is_null() {
-                self.explain(&schema["items"], &format!("{path}[]"), section);
+                self.explain(&schema["items"], &format!("{path}{items}"), section);
             }
             if schema["additionalProperties"].is_object() {
                 self.explain(

@@ -138,7 +138,7 @@ fn ports_of_sidecar_come_from_the_environment() {
     let config = config::parse(&starter("sidecar"), "sidecar.yaml", &env).unwrap();
 
     let clusters = config.clusters.iter();
-    let ports: Vec<String> = clusters.map(|it| it.endpoints[0].to_string()).collect();
+    let ports: Vec<String> = clusters.map(|it| it.endpoints.to_string()).collect();
     assert_eq!(config.listeners[0].address.to_string(), "127.0.0.1:7000");
     assert_eq!(ports, ["127.0.0.1:7001", "127.0.0.1:7002"]);
 }

@@ -167,7 +167,7 @@ impl Handle {
         &self,
         settings: &config::Component,
     ) -> Result<std::convert::Infallible, String> {
-        let address = &settings.cluster.endpoints[0];
+        let address = &settings.cluster.endpoints.listed()[0].address;
         let limit = settings.cluster.connect_timeout;
         let socket = timeout(limit, connect(address))
             .await

@@ -14,7 +14,7 @@ use super::{Resolve, or};
 use crate::config::environment::Environment;
 use crate::config::{
     Address, Binding, BindingTarget, CircuitBreaker, Cluster, Component, ComponentSockets, Dapr,
-    HttpTarget, Protocol, Resiliency, raw,
+    Endpoints, HttpTarget, Protocol, Resiliency, raw,
 };
 
 /// The filter that comes before the binding is known.
@@ -285,7 +285,7 @@ impl Resolve<'_> {
             let mut tls = raw.tls.unwrap_or_default();
             let host = url.authority.host().trim_matches(['[', ']']);
             tls.server_name.get_or_insert_with(|| host.to_owned());
-            self.upstream_tls(tls, std::slice::from_ref(&url.address), &tls_path)
+            self.upstream_tls(tls, &Endpoints::one(url.address.clone()), &tls_path)
         });
         Some(HttpTarget {
             cluster: Cluster::of_binding(name, url.address, protocol, tls),

@@ -1,8 +1,10 @@
 //! Where streams may go.
 
+use std::time::Duration;
+
 use super::{Resolve, http2, or};
 use crate::config::bindings::BINDING_CLUSTER;
-use crate::config::{Address, Cluster, Pool, raw};
+use crate::config::{Cluster, Pool, raw};
 use thalweg_filters::units::Count;
 
 impl Resolve<'_> {
@@ -12,9 +14,8 @@ impl Resolve<'_> {
             let message = format!("names that begin with `{BINDING_CLUSTER}` belong to bindings");
             self.faults.add_key(&path, &message, "choose another name");
         }
-        let endpoints: Vec<Address> = (raw.endpoints.iter().enumerate())
-            .map(|(index, text)| self.endpoint(text, &format!("{path}.endpoints[{index}]")))
-            .collect();
+        let endpoints = self.endpoints(raw.endpoints, &format!("{path}.endpoints"));
+        let balance = self.balance(raw.balance, &format!("{path}.balance"));
         let tls = (raw.tls).map(|tls| self.upstream_tls(tls, &endpoints, &format!("{path}.tls")));
         let pool = resolve_pool(&raw.pool.unwrap_or_default());
         let http2 = raw.http2.unwrap_or_default();
@@ -25,6 +26,8 @@ impl Resolve<'_> {
             label: format!("cluster {name}"),
             name,
             endpoints,
+            balance,
+            slow_start: or(raw.slow_start, Duration::ZERO),
             protocol: raw.protocol.unwrap_or_default(),
             tls,
             http2: http2::resolve(&http2, windows),
@@ -32,16 +35,6 @@ impl Resolve<'_> {
             pool,
             stall: or(raw.stall, Cluster::STALL),
         }
-    }
-
-    pub(super) fn endpoint(&mut self, text: &str, path: &str) -> Address {
-        let address = self.address(text, path);
-        if matches!(address, Address::Tcp(address) if address.port() == 0) {
-            let hint = "write the port that the upstream listens on";
-            self.faults
-                .add(path, format!("`{text}` has no valid port"), hint);
-        }
-        address
     }
 }
 

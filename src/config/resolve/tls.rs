@@ -7,7 +7,7 @@ use rustls::pki_types::ServerName;
 
 use super::{Resolve, or};
 use crate::config::tls::RELOAD_INTERVAL;
-use crate::config::{Address, CertificateFiles, Clients, Tls, UpstreamTls, raw};
+use crate::config::{CertificateFiles, Clients, Endpoint, Endpoints, Tls, UpstreamTls, raw};
 use crate::tls::{Fault, Material, Upstream};
 
 impl Resolve<'_> {
@@ -50,7 +50,7 @@ impl Resolve<'_> {
     pub(super) fn upstream_tls(
         &mut self,
         raw: raw::UpstreamTls,
-        endpoints: &[Address],
+        endpoints: &Endpoints,
         path: &str,
     ) -> UpstreamTls {
         let server_name = raw.server_name.and_then(|text| {
@@ -63,18 +63,22 @@ impl Resolve<'_> {
             }
             name
         });
+        let of_dns = match endpoints {
+            Endpoints::Dns { host, .. } => ServerName::try_from(host.clone()).ok(),
+            Endpoints::Listed(_) | Endpoints::File { .. } => None,
+        };
         let tls = UpstreamTls {
             ca: raw.ca.map(Into::into),
-            server_name,
+            server_name: server_name.or(of_dns),
             certificate: raw.certificate.map(pair),
             reload_interval: or(raw.reload_interval, RELOAD_INTERVAL),
         };
         if !self.faults.trusts(path) {
             return tls;
         }
-        for endpoint in endpoints {
-            if tls.name_of(endpoint).is_none() {
-                let message = format!("nothing says what the certificate of `{endpoint}` is for");
+        for Endpoint { address, .. } in endpoints.listed() {
+            if tls.name_of(address).is_none() {
+                let message = format!("nothing says what the certificate of `{address}` is for");
                 self.faults.add(
                     path,
                     message,
