@@ -7,6 +7,8 @@ use thalweg_proto::status::Code;
 use tokio::{net::TcpStream, task::JoinHandle};
 
 use crate::support::{
+    binding::payload,
+    child::Folder,
     client::{self, Call, Client},
     framed, plain,
     proxy::TestProxy,
@@ -453,4 +455,49 @@ async fn connection_without_streams_that_does_not_answer_is_cut_at_the_timeout()
 
     peer.until(|frame| frame.kind == raw::GOAWAY).await;
     within("the drain ends", drained).await.unwrap();
+}
+
+// === bindings ===
+
+/// A part of an upload never becomes an object.
+#[tokio::test]
+async fn upload_to_a_binding_is_given_up_between_two_messages() {
+    let folder = Folder::empty();
+    let proxy = TestProxy::start_as(&format!(
+        "admin: {{address: \"127.0.0.1:0\"}}\n\
+         workers: 1\n\
+         drain: {{timeout: 0s, force: 1m}}\n\
+         listeners: [{{name: it, address: \"127.0.0.1:0\"}}]\n\
+         bindings: {{files: {{object_store: {{url: \"file://{}\"}}}}, echo: {{echo: {{}}}}}}\n",
+        folder.path().display()
+    ))
+    .await;
+    let client = Client::connect(&proxy).await;
+    let mut echo = client.invoke("echo", &[]).await;
+    echo.outgoing.message(&payload(0, b"hello")).await;
+    let (head, mut incoming) = echo.head().await;
+    for _ in 0..2 {
+        incoming.message().await.unwrap();
+    }
+    let mut upload = client.invoke("files", &[("key", "whole.bin")]).await;
+    for number in 0..10 {
+        upload
+            .outgoing
+            .message(&payload(number, &[7; 10_000]))
+            .await;
+    }
+    // Within a message, which the drain waits for.
+    let last = framed(&payload(10, &[7; 10_000]));
+    upload.outgoing.data(last.slice(..5000)).await;
+
+    let drained = tokio::spawn(proxy.drain());
+    assert_dismissed(&client::answer(head, &mut incoming).await);
+    upload.outgoing.data(last.slice(5000..)).await;
+
+    assert_dismissed(&upload.answer().await);
+    within("the drain ends", drained).await.unwrap();
+    assert!(!folder.path().join("whole.bin").exists());
+    let own = std::fs::read_dir(folder.path().join(".thalweg")).unwrap();
+    let own: Vec<_> = own.map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(own, ["lock"], "the draft is gone as well");
 }
