@@ -16,18 +16,19 @@ use crate::{
     bindings::{Components, Shared, Stores},
     config::{Address, Config},
     drain::{Phase, advance, reached},
-    listener::{Listener, Sockets},
-    serve::Front,
+    listener::Sockets,
     telemetry::{Process, Telemetry},
-    tls::{self, Tls, Upstreams},
+    tls::{self, Upstreams},
     upstream::directory::{Directories, Directory},
     worker::{self, Handle},
 };
 
 mod changes;
+mod listeners;
 mod reload;
 
 pub use changes::{Changes, Difference};
+use listeners::{Listeners, TlsByName, load_tls};
 pub use reload::ReloadError;
 pub(crate) use reload::{Request, Requests};
 
@@ -38,6 +39,8 @@ pub struct App {
     pub listeners: Vec<(String, Address)>,
     /// Where the admin endpoints are.
     pub admin: Option<SocketAddr>,
+    running: Listeners,
+    sockets: Sockets,
     /// What is in force.
     config: watch::Sender<Arc<Config>>,
     telemetry: Arc<Telemetry>,
@@ -45,7 +48,6 @@ pub struct App {
     /// Those who ask for a reload and wait for what becomes of it.
     reloads: mpsc::Receiver<Request>,
     workers: Arc<Vec<Handle>>,
-    accepting: JoinSet<()>,
     /// Looks after the components of bindings, and after the files of listeners, until the end.
     supervising: JoinSet<()>,
     /// The endpoints of the clusters of the configuration in force.
@@ -74,47 +76,13 @@ impl App {
         let directories = look_up(&config, &shared).await?;
         let phases = watch::Sender::default();
 
-        let mut listeners = Vec::new();
+        let tls = load_tls(&config, &telemetry.process, &TlsByName::new())?;
         let mut supervising: JoinSet<()> = shared.upstreams.watch(&Upstreams::default()).collect();
-        for settings in &config.listeners {
-            let tls = match &settings.tls {
-                Some(tls) => {
-                    let stats = telemetry.process.tls(&settings.name);
-                    let whose = format!("listener {}", settings.name);
-                    let tls =
-                        Tls::load(tls, stats).map_err(|faults| StartError::tls(&whose, &faults))?;
-                    let tls = Arc::new(tls);
-                    supervising.spawn(tls::watch(Arc::downgrade(&tls), whose));
-                    Some(tls)
-                }
-                None => None,
-            };
-            let front = Arc::new(Front {
-                settings: settings.clone(),
-                tls,
-                stats: telemetry.process.listener(&settings.name),
-            });
-            let what = || {
-                format!(
-                    "listener {}: cannot listen on {}",
-                    settings.name, settings.address
-                )
-            };
-            listeners.push(
-                Listener::bind(front, &mut sockets).map_err(|source| StartError {
-                    what: what(),
-                    source,
-                })?,
-            );
+        for (name, tls) in &tls {
+            supervising.spawn(tls::watch(Arc::downgrade(tls), format!("listener {name}")));
         }
-        let mut addresses = Vec::new();
-        for (settings, listener) in config.listeners.iter().zip(&listeners) {
-            let address = listener.address().map_err(|source| StartError {
-                what: settings.name.clone(),
-                source,
-            })?;
-            addresses.push((settings.name.clone(), address));
-        }
+        let mut listeners = Listeners::default();
+        let prepared = listeners.prepare(&config, &tls, &mut sockets, &telemetry.process)?;
         let in_force = watch::Sender::new(Arc::clone(&config));
         let (requests, reloads) = Requests::channel();
         let admin = match &config.admin {
@@ -156,20 +124,18 @@ impl App {
             })?;
         let workers = Arc::new(workers);
         supervising.spawn(Arc::clone(&shared.components).supervise());
-        let mut accepting = JoinSet::new();
-        for listener in listeners {
-            accepting.spawn(listener.run(Arc::clone(&workers), phases.subscribe()));
-        }
+        listeners.switch(prepared, &workers).await;
         telemetry.process.config.succeeded(SystemTime::now());
         Ok(Self {
-            listeners: addresses,
+            listeners: listeners.addresses(),
+            running: listeners,
+            sockets,
             admin,
             config: in_force,
             telemetry,
             shared,
             reloads,
             workers,
-            accepting,
             supervising,
             directories,
             phases,
@@ -190,7 +156,7 @@ impl App {
         advance(&self.phases, Phase::Leaving);
         sleep(delay).await;
         advance(&self.phases, Phase::Draining);
-        while self.accepting.join_next().await.is_some() {}
+        self.running.close().await;
         let Ok(workers) = Arc::try_unwrap(self.workers) else {
             return;
         };

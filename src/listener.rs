@@ -1,6 +1,6 @@
 //! Accepts connections and hands each to the worker with the fewest live streams.
 //!
-//! The loop ends when the proxy drains, and for no other reason: an accept that fails, because the process is out of file
+//! The loop ends when the listener does, with the proxy or with its address in the configuration, and for no other reason: an accept that fails, because the process is out of file
 //! descriptors or the peer has gone again, is counted and tried again after a short wait.
 
 use std::{io, pin::pin, sync::Arc, time::Duration};
@@ -49,33 +49,43 @@ impl Listener {
         self.socket.address()
     }
 
-    /// Accepts until the proxy drains.
-    pub(crate) async fn run(self, workers: Arc<Vec<Handle>>, phases: watch::Receiver<Phase>) {
-        let permits = Arc::new(Semaphore::new(self.front.settings.max_connections));
-        let mut drained = pin!(reached(phases, Phase::Draining));
+    /// What the next connection is met with.
+    pub(crate) fn front(&self) -> Arc<Front> {
+        Arc::clone(&self.front)
+    }
+
+    /// Accepts until the listener drains. Connections are met with the last of `fronts`.
+    pub(crate) async fn run(
+        mut self,
+        mut fronts: watch::Receiver<Arc<Front>>,
+        workers: Arc<Vec<Handle>>,
+    ) {
+        let mut permits = Permits::default();
+        let mut drained = pin!(reached(self.front.phases.clone(), Phase::Draining));
         let mut wait = FIRST_WAIT;
         loop {
+            self.front = Arc::clone(&fronts.borrow_and_update());
+            let most = self.front.settings.max_connections;
             let next = async {
-                let permit = match Arc::clone(&permits).try_acquire_owned() {
-                    Ok(permit) => permit,
-                    Err(_) => {
+                let permit = match permits.take_now(most) {
+                    Some(permit) => permit,
+                    None => {
                         self.front.stats.full.increment();
                         tracing::warn!(
                             listener = self.front.settings.name,
-                            max_connections = self.front.settings.max_connections,
+                            max_connections = most,
                             "as many connections are open as may be; the next wait for one to close"
                         );
-                        Arc::clone(&permits)
-                            .acquire_owned()
-                            .await
-                            .expect("the semaphore is never closed")
+                        permits.take(most).await
                     }
                 };
                 self.socket.accept().await.map(|socket| (socket, permit))
             };
             let accepted = tokio::select! {
                 // Dropping a wait to accept loses no connection: one that was not accepted stays in the backlog.
-                _ = &mut drained => break,
+                () = &mut drained => break,
+                // Its sender goes with the listener's phases, which end the loop.
+                Ok(()) = fronts.changed() => continue,
                 accepted = next => accepted,
             };
             match accepted {
@@ -95,17 +105,17 @@ impl Listener {
             tracing::warn!(listener = self.front.settings.name, %error, "clients that connect right now may be reset");
             false
         });
-        self.empty(&permits, &workers);
+        self.empty(&mut permits, &workers);
         if turned_away {
             sleep(HANDSHAKES).await;
-            self.empty(&permits, &workers);
+            self.empty(&mut permits, &workers);
         }
     }
 
     /// Accepts what waits already, before the socket is closed: those clients have connected, and whatever they say would
     /// come to nothing.
-    fn empty(&self, permits: &Arc<Semaphore>, workers: &[Handle]) {
-        while let Ok(permit) = Arc::clone(permits).try_acquire_owned()
+    fn empty(&self, permits: &mut Permits, workers: &[Handle]) {
+        while let Some(permit) = permits.take_now(self.front.settings.max_connections)
             && let Some(socket) = self.socket.accept_last()
         {
             self.hand_over(socket, permit, workers);
@@ -121,5 +131,91 @@ impl Listener {
             front: Arc::clone(&self.front),
             permit,
         });
+    }
+}
+
+/// Bounds the connections that are open at once, by a number that may change while they are.
+#[derive(Debug)]
+struct Permits {
+    all: Arc<Semaphore>,
+    count: usize,
+}
+
+impl Default for Permits {
+    fn default() -> Self {
+        Self {
+            all: Arc::new(Semaphore::new(0)),
+            count: 0,
+        }
+    }
+}
+
+impl Permits {
+    /// One of `most`, if it is free.
+    fn take_now(&mut self, most: usize) -> Option<OwnedSemaphorePermit> {
+        if let Some(more) = most.checked_sub(self.count) {
+            self.all.add_permits(more);
+            self.count = most;
+        }
+        let excess = u32::try_from(self.count - most).ok()?;
+        if excess > 0 {
+            self.all.try_acquire_many(excess).ok()?.forget();
+            self.count = most;
+        }
+        Arc::clone(&self.all).try_acquire_owned().ok()
+    }
+
+    /// One of `most`, when it is free. Connections that have become too many stay open, and none is taken before enough of them have
+    /// closed.
+    async fn take(&mut self, most: usize) -> OwnedSemaphorePermit {
+        if self.count > most {
+            let excess = u32::try_from(self.count - most).unwrap_or(u32::MAX);
+            let excess = self.all.acquire_many(excess).await;
+            excess.expect("the semaphore is never closed").forget();
+            self.count = most;
+        }
+        let permit = Arc::clone(&self.all).acquire_owned().await;
+        permit.expect("the semaphore is never closed")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_test::{assert_pending, task::spawn};
+
+    use super::*;
+
+    #[test]
+    fn fewer_connections_are_allowed_once_enough_have_closed() {
+        let mut permits = Permits::default();
+        let mut held: Vec<_> = (0..3).map(|_| permits.take_now(3).unwrap()).collect();
+
+        assert!(permits.take_now(3).is_none());
+        // Two are too many now, and one is in use: all three must close before the next is taken.
+        for _ in 0..2 {
+            assert!(permits.take_now(1).is_none());
+            held.pop();
+        }
+        assert!(permits.take_now(1).is_none());
+        held.pop();
+        let one = permits.take_now(1);
+        assert!(one.is_some() && permits.take_now(1).is_none());
+    }
+
+    #[test]
+    fn wait_that_is_given_up_costs_nothing() {
+        let mut permits = Permits::default();
+        let held = [permits.take_now(2).unwrap(), permits.take_now(2).unwrap()];
+        {
+            let mut waiting = spawn(permits.take(1));
+            assert_pending!(waiting.poll());
+        }
+
+        // The number was raised again meanwhile.
+        assert!(permits.take_now(3).is_some());
+        drop(held);
+        let three: Vec<_> = (0..3).map_while(|_| permits.take_now(3)).collect();
+        assert_eq!(three.len(), 3);
+        assert!(permits.take_now(3).is_none());
     }
 }

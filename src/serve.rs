@@ -15,6 +15,7 @@ use thalweg_filters::{Body, Error, Side, StreamContext, stream::Protocol};
 use thalweg_proto::{deadline, method::is_grpc_content_type, status::Code};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    sync::watch,
     time::{Instant, timeout},
 };
 
@@ -51,6 +52,8 @@ pub(crate) struct Front {
     pub(crate) settings: config::Listener,
     pub(crate) tls: Option<Arc<Tls>>,
     pub(crate) stats: Arc<ListenerStats>,
+    /// How far the end of the listener has come: the proxy's end, or that of its address in the configuration.
+    pub(crate) phases: watch::Receiver<Phase>,
 }
 
 impl Front {
@@ -297,7 +300,7 @@ fn says_grpc(headers: &HeaderMap) -> bool {
         .is_some_and(|value| is_grpc_content_type(value.as_bytes()))
 }
 
-/// Ready when the worker begins to drain.
-async fn drained(worker: Rc<Worker>) {
-    reached(worker.phases.clone(), Phase::Draining).await;
+/// Ready when the listener's connections are to take no more streams.
+async fn drained(front: Arc<Front>) {
+    reached(front.phases.clone(), Phase::Draining).await;
 }

@@ -92,6 +92,11 @@ impl Tls {
         })
     }
 
+    /// What it was made of.
+    pub(crate) fn settings(&self) -> &config::Tls {
+        &self.settings
+    }
+
     /// Shakes hands with a client that has begun to.
     pub(crate) async fn accept(&self, transport: &Transport) -> io::Result<Accepted> {
         let config = Arc::clone(&self.current().config);

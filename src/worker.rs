@@ -51,7 +51,6 @@ pub(crate) struct Worker {
     snapshot: RefCell<Rc<Snapshot>>,
     builder: Builder,
     pub(crate) process: Arc<Process>,
-    pub(crate) phases: watch::Receiver<Phase>,
     load: Arc<Load>,
     /// All live streams.
     streams: Rc<Group>,
@@ -136,10 +135,10 @@ pub(crate) fn start(
             let builder = Builder {
                 worker: index,
                 telemetry,
-                phases: phases.clone(),
+                phases,
                 aborts: Rc::default(),
             };
-            let worker = Worker::new(builder, config, shared, phases, shared_load);
+            let worker = Worker::new(builder, config, shared, shared_load);
             run(Rc::new(worker), inbox).await;
         });
     })?;
@@ -185,18 +184,11 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 // === impl Worker ===
 
 impl Worker {
-    fn new(
-        builder: Builder,
-        config: Arc<Config>,
-        shared: Shared,
-        phases: watch::Receiver<Phase>,
-        load: Arc<Load>,
-    ) -> Self {
+    fn new(builder: Builder, config: Arc<Config>, shared: Shared, load: Arc<Load>) -> Self {
         Self {
             snapshot: RefCell::new(Rc::new(builder.build(config, shared, None))),
             process: Arc::clone(&builder.telemetry.process),
             builder,
-            phases,
             load,
             streams: Rc::default(),
         }
@@ -425,12 +417,12 @@ mod tests {
             settings: config.listeners[0].clone(),
             tls: None,
             stats: Arc::default(),
+            phases: drains,
         };
         let worker = Worker {
             snapshot: RefCell::new(Rc::new(builder.leading_to(Arc::new(config), end))),
             builder,
             process: Arc::default(),
-            phases: drains,
             streams: Rc::default(),
             load: Arc::default(),
         };

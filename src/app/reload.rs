@@ -3,7 +3,7 @@
 //! **Why.** Routes, backends and certificates change many times in the life of a stream. A proxy that had to be restarted for it
 //! would end streams that have nothing to do with the change.
 //!
-//! **How.** All that can fail comes first: the file is read and judged, stores are opened. Only then does anything change,
+//! **How.** All that can fail comes first: the file is read and judged, stores are opened, addresses bound. Only then does anything change,
 //! and nothing of that can fail. Each worker builds what is new, keeps what is the same, and answers when new streams go
 //! by the new configuration; so whoever has asked for a reload and got an answer can rely on it. Reloads come one after another.
 
@@ -20,8 +20,11 @@ use tokio::{
     task::spawn_blocking,
 };
 
-use super::{App, Changes, StartError, look_up, open};
-use crate::config::{self, Config, Faults};
+use super::{App, Changes, StartError, listeners::load_tls, look_up, open};
+use crate::{
+    config::{self, Config, Faults},
+    tls,
+};
 
 /// More than an operator and his tools ask for at once.
 const MAX_WAITING: usize = 16;
@@ -107,16 +110,31 @@ impl App {
         let changes = Changes::between(&before, &config);
         let config = Arc::new(config);
         let (opening, process) = (Arc::clone(&config), Arc::clone(&self.telemetry.process));
-        let known = self.shared.clone();
-        let opened = spawn_blocking(move || open(&opening, &process, Some(&known))).await;
+        let (known, known_tls) = (self.shared.clone(), self.running.tls());
+        let opened = spawn_blocking(move || {
+            let shared = open(&opening, &process, Some(&known))?;
+            Ok((shared, load_tls(&opening, &process, &known_tls)?))
+        });
+        let opened = opened.await;
         let opened = opened.map_err(|panic| ReloadError::unusable("cannot open it", panic))?;
-        let shared = opened.map_err(ReloadError::Unusable)?;
+        let (shared, tls) = opened.map_err(ReloadError::Unusable)?;
         let directories = look_up(&config, &shared).await;
         let directories = directories.map_err(ReloadError::Unusable)?;
+        let process = &self.telemetry.process;
+        let prepared = (self.running).prepare(&config, &tls, &mut self.sockets, process);
+        let prepared = prepared.map_err(ReloadError::Unusable)?;
 
         while self.supervising.try_join_next().is_some() {}
         for watch in shared.upstreams.watch(&self.shared.upstreams) {
             self.supervising.spawn(watch);
+        }
+        let known_tls = self.running.tls();
+        for (name, tls) in tls {
+            let known = known_tls.get(&name);
+            if !known.is_some_and(|known| Arc::ptr_eq(known, &tls)) {
+                let watch = tls::watch(Arc::downgrade(&tls), format!("listener {name}"));
+                self.supervising.spawn(watch);
+            }
         }
         self.shared = shared;
         self.directories = directories;
@@ -129,6 +147,8 @@ impl App {
             // A worker that is gone has said so already.
             let _ = answer.await;
         }
+        self.running.switch(prepared, &self.workers).await;
+        self.listeners = self.running.addresses();
         for warning in &config.warnings {
             if !before.warnings.contains(warning) {
                 tracing::warn!("{warning}");
@@ -164,7 +184,6 @@ fn needs_restart(before: &Config, after: &Config) -> Vec<&'static str> {
         ("workers", before.workers != after.workers),
         ("takeover", before.takeover != after.takeover),
         ("dapr", before.dapr != after.dapr),
-        ("listeners", before.listeners != after.listeners),
     ];
     let differing = fixed.into_iter().filter(|(_, differs)| *differs);
     differing.map(|(key, _)| key).collect()

@@ -58,11 +58,11 @@ pub(super) async fn serve(
             .max_buf_size(settings.http1.max_header_bytes)
             .serve_connection(TokioIo::new(transport.clone()), service)
     );
-    let mut drain = pin!(drained(Rc::clone(&worker)).fuse());
+    let mut drain = pin!(drained(Arc::clone(&front)).fuse());
     // The first request of a connection that is just there is on its way: it is waited for.
     let mut first_request = pin!(
         async {
-            drained(Rc::clone(&worker)).await;
+            drained(Arc::clone(&front)).await;
             sleep(LINGER).await;
         }
         .fuse()

@@ -62,7 +62,7 @@ pub(super) async fn serve(
         stall: StallWatch::new(front.settings.timeouts.stall),
         keepalive: Keepalive::new(&front.settings.http2.http2.keepalive),
         first_headers: Some(Box::pin(sleep(front.settings.timeouts.first_headers))),
-        drain: Some(Box::pin(drained(Rc::clone(&worker)))),
+        drain: Some(Box::pin(drained(Arc::clone(&front)))),
         drain_polled: false,
         front,
         worker,
@@ -146,7 +146,7 @@ impl<D: Future<Output = ()>> Drive<D> {
 
     fn drains(&mut self, cx: &mut Context<'_>) -> bool {
         let polled = std::mem::replace(&mut self.drain_polled, true);
-        if polled && !self.worker.phases.has_changed().unwrap_or(true) {
+        if polled && !self.front.phases.has_changed().unwrap_or(true) {
             return false;
         }
         let begins = |drain: &mut Pin<Box<D>>| drain.as_mut().poll(cx).is_ready();

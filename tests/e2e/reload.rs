@@ -1,7 +1,7 @@
 //! What becomes of streams, connections and counters when the configuration changes.
 
 use std::{
-    fmt::Write as _,
+    fmt::{Display, Write as _},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
@@ -9,12 +9,20 @@ use std::{
 };
 
 use h2::client::Builder;
+use http::Request;
+use thalweg::config::Address;
 use thalweg_proto::status::Code;
-use tokio::task::JoinSet;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
+use tokio_rustls::rustls::HandshakeKind;
 
 use crate::support::{
+    authority::{Authority, Files},
     child::Running,
     client::Client,
+    hands::Hands,
     proxy::TestProxy,
     upstream::{Upstream, echo},
     within,
@@ -468,4 +476,250 @@ async fn route_that_goes_on_to_those_below_finds_them_as_they_are_now() {
     call.outgoing.message(b"two").await;
     second.call().await.finish_with(200, &OK);
     assert_eq!(call.answer().await.code(), Code::Ok);
+}
+
+// === listeners ===
+
+/// A configuration whose routes all lead to one upstream, with listeners as they are written.
+fn listening(upstream: &impl Display, listeners: &[&str]) -> String {
+    let listeners = listeners.join("}, {");
+    whole(&format!(
+        "listeners: [{{{listeners}}}]\n\
+         clusters: {{main: {{endpoints: [\"{upstream}\"], connect_timeout: 1m}}}}\n\
+         routes: [{{name: main, cluster: main}}]\n"
+    ))
+}
+
+async fn client_of(address: &Address) -> Client {
+    Client::connect_with(address, &Builder::new()).await
+}
+
+const IT: &str = "name: it, address: \"127.0.0.1:0\"";
+const OTHER: &str = "name: other, address: \"127.0.0.1:0\"";
+
+#[tokio::test]
+async fn listener_that_is_added_serves_when_the_reload_is_answered() {
+    let mut upstream = Upstream::start().await;
+    let mut proxy = TestProxy::start_as(&listening(&upstream, &[IT])).await;
+    let first = proxy.address.clone();
+
+    let changes = proxy
+        .reload(&listening(&upstream, &[OTHER, IT]))
+        .await
+        .unwrap();
+
+    assert_eq!(changes.to_string(), "listeners added: other");
+    assert_eq!(proxy.listener("it"), first);
+    for address in [&first, &proxy.listener("other")] {
+        let mut call = client_of(address).await.call(TALK, &[]).await;
+        upstream.call().await.finish_with(200, &OK);
+        assert_eq!(call.answer().await.code(), Code::Ok);
+    }
+}
+
+#[tokio::test]
+async fn listener_that_is_gone_refuses_connections_and_leaves_its_streams() {
+    let mut upstream = Upstream::start().await;
+    let mut proxy = TestProxy::start_as(&listening(&upstream, &[IT, OTHER])).await;
+    let Address::Tcp(gone) = proxy.listener("other") else {
+        panic!()
+    };
+    let client = client_of(&Address::Tcp(gone)).await;
+    let mut call = client.call(TALK, &[]).await;
+    let mut held = upstream.call().await;
+    let mut back = held.respond();
+    let (_, mut incoming) = call.head().await;
+
+    proxy.reload(&listening(&upstream, &[IT])).await.unwrap();
+
+    assert!(TcpStream::connect(gone).await.is_err(), "it still listens");
+    call.outgoing.message(b"there").await;
+    assert_eq!(held.incoming.message().await.unwrap(), "there");
+    back.message(b"back").await;
+    assert_eq!(incoming.message().await.unwrap(), "back");
+    let live = "thalweg_listener_connections_live{listener=\"other\"}";
+    assert_eq!(proxy.metric(live).await, 1);
+    call.outgoing.end();
+    back.trailers(&OK);
+    incoming.rest().await.1.unwrap();
+    // The client was told to open no more streams, and its connection closes after the last.
+    proxy.metric_is(live, 0).await;
+    let fresh = client_of(&proxy.address).await;
+    let mut call = fresh.call(TALK, &[]).await;
+    upstream.call().await.finish_with(200, &OK);
+    assert_eq!(call.answer().await.code(), Code::Ok);
+}
+
+#[tokio::test]
+async fn listener_that_changes_keeps_its_socket_and_meets_new_connections_anew() {
+    let mut upstream = Upstream::start().await;
+    let mut proxy = TestProxy::start_as(&listening(&upstream, &[IT])).await;
+    let address = proxy.address.clone();
+    let old = client_of(&address).await;
+    let strict = format!("{IT}, http2: {{max_headers: 8}}");
+
+    let changes = proxy
+        .reload(&listening(&upstream, &[&strict]))
+        .await
+        .unwrap();
+
+    assert_eq!(changes.to_string(), "listeners changed: it");
+    assert_eq!(proxy.listener("it"), address);
+    let many: Vec<_> = ["a", "b", "c", "d", "e", "f", "g"]
+        .map(|name| (name, "1"))
+        .into();
+    let refused = client_of(&address)
+        .await
+        .call(TALK, &many)
+        .await
+        .answer()
+        .await;
+    assert_eq!(refused.reason(), Some("too_many_headers"));
+    let mut call = old.call(TALK, &many).await;
+    upstream.call().await.finish_with(200, &OK);
+    assert_eq!(call.answer().await.code(), Code::Ok);
+}
+
+#[tokio::test]
+async fn more_connections_are_let_in_when_the_limit_is_raised() {
+    let mut upstream = Upstream::start().await;
+    let one = format!("{IT}, max_connections: 1");
+    let mut proxy = TestProxy::start_as(&listening(&upstream, &[&one])).await;
+    let address = proxy.address.clone();
+    let _first = client_of(&address).await;
+    proxy
+        .metric_is("thalweg_listener_connections_live{listener=\"it\"}", 1)
+        .await;
+    let second = client_of(&address).await;
+    let mut call = second.call(TALK, &[]).await;
+    proxy
+        .reaches(
+            "thalweg_listener_connections_full_total{listener=\"it\"}",
+            1,
+        )
+        .await;
+    assert!(!upstream.has_call());
+
+    proxy.reload(&listening(&upstream, &[IT])).await.unwrap();
+
+    upstream.call().await.finish_with(200, &OK);
+    assert_eq!(call.answer().await.code(), Code::Ok);
+}
+
+#[tokio::test]
+async fn address_that_is_taken_leaves_all_as_it_was() {
+    let upstream = Upstream::start().await;
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut proxy = TestProxy::start_as(&listening(&upstream, &[IT])).await;
+    let before = proxy.address.clone();
+
+    let third = format!("name: third, address: \"{}\"", taken.local_addr().unwrap());
+    let error = proxy.reload(&listening(&upstream, &[OTHER, &third])).await;
+
+    let error = error.unwrap_err().to_string();
+    assert!(
+        error.starts_with("listener third: cannot listen on"),
+        "{error}"
+    );
+    assert_eq!(proxy.listener("it"), before);
+    client_of(&before).await;
+    assert_eq!(proxy.metric(SUCCESSFUL).await, 0);
+}
+
+#[tokio::test]
+async fn address_of_a_unix_socket_may_go_and_come_back() {
+    let mut upstream = Upstream::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("it.sock");
+    let unix = format!("name: unix, address: \"unix:{}\"", path.display());
+    let mut proxy = TestProxy::start_as(&listening(&upstream, &[IT])).await;
+
+    for _ in 0..2 {
+        proxy
+            .reload(&listening(&upstream, &[IT, &unix]))
+            .await
+            .unwrap();
+        let client = client_of(&Address::Unix(path.clone())).await;
+        let mut call = client.call(TALK, &[]).await;
+        upstream.call().await.finish_with(200, &OK);
+        assert_eq!(call.answer().await.code(), Code::Ok);
+        proxy.reload(&listening(&upstream, &[IT])).await.unwrap();
+        assert!(!path.exists());
+    }
+}
+
+#[tokio::test]
+async fn tls_that_is_the_same_keeps_its_tickets_and_that_which_changes_is_met_anew() {
+    const HOST: &str = "e2e.test";
+    let upstream = Upstream::start().await;
+    let upstream = upstream.serve(|mut call| async move { call.finish_with(200, &OK) });
+    let (authority, files) = (Authority::new("root"), Files::new());
+    let first = authority.server(&[HOST]);
+    let second = authority.server(&[HOST]);
+    let under = |pair: &str| format!("{IT}, tls: {{certificates: [{pair}]}}");
+    let before = under(&files.pair("first", &first));
+    let after = under(&files.pair("second", &second));
+    let mut proxy = TestProxy::start_as(&listening(&upstream, &[&before])).await;
+    let address = proxy.address.clone();
+    let hands = Hands::trusting(&authority);
+    // A request, since TLS 1.3 hands tickets out after the handshake.
+    hands.get(&address, HOST).await.unwrap();
+
+    proxy
+        .reload(&listening(&upstream, &[&before, OTHER]))
+        .await
+        .unwrap();
+
+    let stream = hands.shake(&address, HOST).await.unwrap();
+    let kind = stream.get_ref().1.handshake_kind().unwrap();
+    assert_eq!(kind, HandshakeKind::Resumed);
+
+    proxy
+        .reload(&listening(&upstream, &[&after]))
+        .await
+        .unwrap();
+
+    assert_eq!(proxy.listener("it"), address);
+    let stream = hands.shake(&address, HOST).await.unwrap();
+    let shown = stream.get_ref().1;
+    assert_eq!(shown.handshake_kind().unwrap(), HandshakeKind::Full);
+    assert_eq!(shown.peer_certificates().unwrap()[0], second.der().0);
+
+    // And from TLS to none.
+    proxy.reload(&listening(&upstream, &[IT])).await.unwrap();
+    let mut clear = client_of(&address).await.call(TALK, &[]).await;
+    assert_eq!(clear.answer().await.code(), Code::Ok);
+}
+
+// === bindings ===
+
+#[tokio::test]
+async fn objects_in_memory_outlive_a_reload_and_bindings_come_and_go() {
+    let config = |bindings: &str| {
+        whole(&format!(
+            "listeners: [{{{IT}}}]\nbindings: {{store: {{object_store: {{url: \"memory://\"}}}}{bindings}}}\n"
+        ))
+    };
+    let mut proxy = TestProxy::start_as(&config("")).await;
+    let put = Request::put(
+        "http://e2e.test/v1.0-alpha1/bindings/store/stream?operation=create&metadata.key=it",
+    );
+    let client = client_of(&proxy.address).await;
+    let mut call = client.open(put, false).await;
+    call.outgoing.data("kept").await;
+    call.outgoing.end();
+    let answer = call.answer().await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let echo = || Request::put("http://e2e.test/v1.0-alpha1/bindings/echo/stream?operation=create");
+    assert_eq!(client.open(echo(), true).await.answer().await.status, 404);
+
+    let changes = proxy.reload(&config(", echo: {echo: {}}")).await.unwrap();
+
+    assert_eq!(changes.to_string(), "bindings added: echo");
+    assert_eq!(client.open(echo(), true).await.answer().await.status, 200);
+    let get = Request::post(
+        "http://e2e.test/v1.0-alpha1/bindings/store/stream?operation=get&metadata.key=it",
+    );
+    let answer = client.open(get, true).await.answer().await;
+    assert_eq!(answer.body, "kept");
 }
