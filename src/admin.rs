@@ -8,6 +8,7 @@
 //! | `/config` | the configuration as it was resolved, secrets hidden |
 //! | `POST /reload` | 200 with what has changed when the configuration file is in force again; 422 with its faults if it is not |
 //! | `/clusters` | the clusters with their endpoints, and the state of each, as JSON |
+//! | `/routes` | every route with the values that it has in effect, and where each comes from |
 //! | `/bindings` | the bindings that it serves now, and what they can do, as JSON |
 //! | `POST /drain` | 202; the proxy stops as after SIGTERM |
 //!
@@ -188,6 +189,7 @@ impl Endpoints {
             }
             "/config" => json(self.config.borrow().to_json()),
             "/clusters" => json(self.shared.directories.to_json()),
+            "/routes" => json(self.config.borrow().routes_to_json()),
             "/bindings" => {
                 let listed =
                     bindings::list(&self.config.borrow().bindings, &self.shared.components);
@@ -196,7 +198,7 @@ impl Endpoints {
             _ => answer(
                 StatusCode::NOT_FOUND,
                 TEXT,
-                "there are /livez, /readyz, /metrics, /config, /clusters, /bindings, POST /reload and POST /drain\n",
+                "there are /livez, /readyz, /metrics, /config, /routes, /clusters, /bindings, POST /reload and POST /drain\n",
             ),
         }
     }

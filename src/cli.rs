@@ -21,6 +21,7 @@ mod exit;
 mod init;
 mod invoke;
 mod man;
+mod routes;
 mod serve;
 mod welcome;
 
@@ -51,6 +52,7 @@ enum Command {
         #[arg(value_hint = ValueHint::FilePath)]
         file: Option<PathBuf>,
     },
+    Routes(routes::Routes),
     /// Print the JSON Schema of the configuration, for editors.
     Schema,
     /// Make a development CA, and certificates of it to try TLS with.
@@ -88,6 +90,7 @@ pub fn main() -> ExitCode {
             );
             ExitCode::SUCCESS
         }),
+        Command::Routes(routes) => routes.run(),
         Command::Schema => {
             println!("{}", config::schema());
             ExitCode::SUCCESS

@@ -35,6 +35,7 @@ mod environment;
 mod faults;
 mod load;
 mod network;
+mod origins;
 mod raw;
 mod report;
 mod resolve;
@@ -62,6 +63,7 @@ pub(crate) use endpoints::endpoints;
 pub use endpoints::{Balance, Endpoint, Endpoints};
 pub use faults::Faults;
 pub use network::Network;
+pub use origins::Origins;
 use report::Report;
 pub use retry::{RetryBudget, RouteRetry};
 pub use tls::{CertificateFiles, ClientAuth, Clients, Tls, UpstreamTls};
@@ -97,6 +99,8 @@ pub struct Config {
     pub routes: Vec<Route>,
     /// What works and is worth a look, as faults are told.
     pub warnings: Vec<String>,
+    /// Where all this is written.
+    pub origins: Origins,
 }
 
 /// How the proxy stops, and how it lets go of streams.
@@ -399,6 +403,7 @@ pub fn parse(
         Ok(raw) => {
             let mut config = resolve::resolve(raw, env, &mut report);
             config.warnings = report.warnings();
+            config.origins = report.origins();
             report.finish(config)
         }
         // What the schema lets pass and the types do not: only our own mistake is seen here.

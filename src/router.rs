@@ -3,7 +3,7 @@
 //! The order is the file's, so whoever reads the file knows which route is taken. What a route leads to is the router's
 //! caller's business: it is a list of values, each with its conditions.
 
-use http::{HeaderMap, Uri, header, request::Parts};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri, header, request::Parts};
 use thalweg_proto::method::Method;
 
 use crate::config::{AuthorityMatch, Match, PathMatch};
@@ -28,22 +28,40 @@ impl<T> FromIterator<(Match, T)> for Router<T> {
     }
 }
 
+/// Why a route does not take a stream: the condition that does not hold.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Miss<'a> {
+    /// The path is another.
+    Path,
+    /// The authority is another, or there is none.
+    Authority(Option<&'a str>),
+    /// The header is not there with this value.
+    Header(&'a HeaderName, &'a HeaderValue),
+}
+
 fn matches(conditions: &Match, parts: &Parts) -> bool {
-    conditions
-        .path
-        .as_ref()
-        .is_none_or(|path| path_matches(path, parts.uri.path()))
-        && conditions.authority.as_ref().is_none_or(|wanted| {
-            authority(&parts.uri, &parts.headers)
-                .is_some_and(|found| authority_matches(wanted, found))
-        })
-        && conditions.headers.iter().all(|(name, wanted)| {
-            parts
-                .headers
-                .get_all(name)
-                .iter()
-                .any(|value| value == wanted)
-        })
+    miss(conditions, parts).is_none()
+}
+
+/// The first condition that does not hold.
+pub(crate) fn miss<'a>(conditions: &'a Match, parts: &'a Parts) -> Option<Miss<'a>> {
+    if let Some(path) = &conditions.path
+        && !path_matches(path, parts.uri.path())
+    {
+        return Some(Miss::Path);
+    }
+    if let Some(wanted) = &conditions.authority {
+        let found = authority(&parts.uri, &parts.headers);
+        if !found.is_some_and(|found| authority_matches(wanted, found)) {
+            return Some(Miss::Authority(found));
+        }
+    }
+    let missing = |(name, wanted): &&(HeaderName, HeaderValue)| {
+        let mut values = parts.headers.get_all(name).iter();
+        !values.any(|value| value == wanted)
+    };
+    let (name, wanted) = conditions.headers.iter().find(missing)?;
+    Some(Miss::Header(name, wanted))
 }
 
 fn path_matches(wanted: &PathMatch, path: &str) -> bool {
@@ -135,7 +153,7 @@ fn authority_matches(wanted: &AuthorityMatch, found: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use http::{HeaderName, HeaderValue, Request};
+    use http::Request;
 
     use super::*;
 

@@ -276,7 +276,7 @@ fn route(
 }
 
 /// What is known of a stream when its headers have come.
-fn stream_context<B>(request: &Request<B>) -> StreamContext {
+pub(crate) fn stream_context<B>(request: &Request<B>) -> StreamContext {
     let started_at = Instant::now();
     let headers = request.headers();
     // Over HTTP/1.1 there is no gRPC, and whoever tried it reads HTTP statuses.

@@ -71,7 +71,7 @@ impl Api {
 
 impl Call {
     /// Which call of a binding a request is, if it is one.
-    pub(crate) fn of(request: &Request<Body>) -> Option<Self> {
+    pub(crate) fn of<B>(request: &Request<B>) -> Option<Self> {
         let grpc = (request.extensions().get::<StreamContext>())
             .is_some_and(|stream| stream.protocol() == Protocol::Grpc);
         match request.uri().path() {

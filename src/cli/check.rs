@@ -133,7 +133,7 @@ fn route(route: &Route) -> Line {
 }
 
 /// What a stream must look like, in a few words.
-fn conditions(matches: &Match) -> String {
+pub(super) fn conditions(matches: &Match) -> String {
     let mut words = Vec::new();
     words.extend(matches.path.as_ref().map(|path| match path {
         PathMatch::Exact(path) => path.clone(),

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::faults::{Fault, Faults, Place};
 use super::load::Broken;
+use super::origins::Origins;
 
 /// The faults found so far, and what is needed to tell them well.
 pub(super) struct Report {
@@ -99,6 +100,17 @@ impl Report {
         let place = self.nearest_place(path);
         let doubt = self.fault(place, path, message.into(), hint.into());
         self.doubts.push(doubt);
+    }
+
+    /// Where the keys stand that routes and filters are made of.
+    pub(super) fn origins(&self) -> Origins {
+        let wanted = |path: &str| path.starts_with("routes[") || path == "filters";
+        let keys = self.places.keys.iter().filter(|(path, _)| wanted(path));
+        Origins::new(
+            &self.file,
+            keys.map(|(path, place)| (path.clone(), place.line))
+                .collect(),
+        )
     }
 
     /// What is worth a look, in words.

@@ -22,7 +22,7 @@ use super::environment::Environment;
 use super::report::Report;
 use super::{
     Address, Admin, BadAddress, Cluster, Config, Drain, HealthService, Http1, Listener,
-    ListenerTimeouts, ProxyProtocol, ServerHttp2, raw,
+    ListenerTimeouts, Origins, ProxyProtocol, ServerHttp2, raw,
 };
 pub(super) use bindings::default_filters;
 pub(super) use endpoints::endpoints;
@@ -54,6 +54,7 @@ pub(super) fn resolve(raw: raw::Config, env: &Environment<'_>, faults: &mut Repo
         clusters: clusters.into_values().collect(),
         routes,
         warnings: Vec::new(),
+        origins: Origins::default(),
     }
 }
 

@@ -203,7 +203,7 @@ fn pool(pool: &Pool) -> Value {
     })
 }
 
-fn route(route: &Route) -> Value {
+pub(super) fn route(route: &Route) -> Value {
     let mut all = json!({
         "name": route.name,
         "match": matches(&route.matches),

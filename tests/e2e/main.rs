@@ -16,6 +16,7 @@
 //! | `reload` | what becomes of streams, connections and counters when the configuration changes |
 //! | `resets` | what each reset code of one side becomes on the other |
 //! | `retries` | streams that fail before their answer begins, and what becomes of them |
+//! | `routes` | what is told of routes: which one a request takes and why, and where their values come from |
 //! | `safety` | the limits that keep a rude peer from hurting others |
 //! | `shapes` | every kind of call, as client and upstream see it |
 //! | `start` | what a newcomer meets: files to start with, the first lines, completions, manual pages |
@@ -48,6 +49,7 @@ mod proxy_protocol;
 mod reload;
 mod resets;
 mod retries;
+mod routes;
 mod safety;
 mod shapes;
 mod start;
