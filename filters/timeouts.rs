@@ -132,15 +132,16 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let stream = request.extensions().get::<StreamContext>().cloned();
-        let (request, clock) = match stream {
-            Some(stream) if self.config != Config::default() => {
+        let is_limited = self.config != Config::default();
+        let stream = request.extensions().get::<StreamContext>();
+        let (request, clock) = match stream.filter(|_| is_limited).cloned() {
+            Some(stream) => {
                 let now = Instant::now();
                 let (request, watch) = watch(request, self.config.idle_request, now);
                 let clock = Clock::start(self.config, stream, watch, now, fastrand::f64());
                 (request, Some(clock))
             }
-            _ => (request, None),
+            None => (request, None),
         };
         TimeoutsFuture {
             inner: self.inner.call(request),
