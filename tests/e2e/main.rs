@@ -6,6 +6,7 @@
 //! | `backpressure` | how far a sender gets whose reader does not read |
 //! | `bindings` | what bindings promise, line by line, to clients of gRPC and of plain HTTP |
 //! | `cli` | what the binary says and how it exits |
+//! | `clusters` | where endpoints come from, which of them takes a stream, and what becomes of streams when they go |
 //! | `deadlines` | what `grpc-timeout` promises, and what it tells the upstream |
 //! | `drain` | how the proxy stops, and what its streams notice of it |
 //! | `endings` | how streams end when somebody does not keep to the plan |
@@ -39,6 +40,7 @@ mod admin;
 mod backpressure;
 mod bindings;
 mod cli;
+mod clusters;
 mod deadlines;
 mod drain;
 mod endings;
