@@ -247,6 +247,8 @@ pub struct Cluster {
     pub balance: Balance,
     /// Time in which a new endpoint comes to its full share; zero is none.
     pub slow_start: Duration,
+    /// Whether streams end with the endpoint that they are on.
+    pub dismiss_removed: bool,
     /// What they speak.
     pub protocol: Protocol,
     /// TLS; `None` goes in the clear.
@@ -279,6 +281,8 @@ pub struct Pool {
     pub max_connections: usize,
     /// Streams on one HTTP/2 connection.
     pub max_streams_per_connection: u32,
+    /// Streams open or waiting in the whole cluster, if there is such a limit.
+    pub max_streams: Option<usize>,
     /// Streams that may wait for a connection, for each worker.
     pub max_pending: usize,
     /// After so long, a stream whose bytes the upstream does not take keeps new streams off its
@@ -539,6 +543,7 @@ impl Default for Pool {
         Self {
             max_connections: 1024,
             max_streams_per_connection: 100,
+            max_streams: None,
             max_pending: 1024,
             avoid_stalled: Duration::from_secs(1),
             max_connection_age: Duration::ZERO,

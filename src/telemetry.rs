@@ -141,6 +141,10 @@ pub(crate) struct ClusterStats {
     pub(crate) stalled_streams: Count,
     /// Streams that were sent to an endpoint although none was available.
     pub(crate) none_available: Count,
+    /// Streams refused because `pool.max_streams` were there.
+    pub(crate) too_many_streams: Count,
+    /// Streams that waited in vain for one of `pool.max_connections`.
+    pub(crate) too_many_connections: Count,
     /// Times that endpoints came, went, or changed their weights.
     pub(crate) endpoint_changes: Count,
     /// Looks at the source of the endpoints that found nothing of use.
@@ -497,7 +501,7 @@ const UPSTREAM_TLS: [Reading<UpstreamTlsStats>; 6] = [
     ),
 ];
 
-const CLUSTER: [Reading<ClusterStats>; 17] = [
+const CLUSTER: [Reading<ClusterStats>; 19] = [
     (
         "connections",
         "Connections open now",
@@ -572,6 +576,18 @@ const CLUSTER: [Reading<ClusterStats>; 17] = [
         "Whether the last look at the source of the endpoints found nothing of use",
         MetricType::Gauge,
         |stats| &stats.endpoints_stale,
+    ),
+    (
+        "too_many_streams",
+        "Streams refused because pool.max_streams were open or waited",
+        MetricType::Counter,
+        |stats| &stats.too_many_streams,
+    ),
+    (
+        "too_many_connections",
+        "Streams that waited in vain because pool.max_connections were open and full",
+        MetricType::Counter,
+        |stats| &stats.too_many_connections,
     ),
     (
         "none_available",

@@ -169,6 +169,44 @@ impl Shared {
         Ok(Pending(self))
     }
 
+    /// Refuses a stream that is one too many for the cluster.
+    fn admit(&self) -> Result<(), Error> {
+        let streams = self.stats.streams.get() + self.stats.pending.get();
+        match self.settings.pool.max_streams {
+            Some(most) if streams >= most as u64 => {
+                self.stats.too_many_streams.increment();
+                Err(self.unavailable(
+                    "upstream_too_many_streams",
+                    format_args!("{most} streams are open or wait already (pool.max_streams)"),
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The error of a stream that got no place because no other connection may be opened.
+    fn crowded(&self, endpoint: &Endpoint) -> Error {
+        self.stats.too_many_connections.increment();
+        self.unavailable(
+            "upstream_too_many_connections",
+            format_args!(
+                "all {} connections to {} that may be open are full, and none had room within {:?} (pool.max_connections, connect_timeout)",
+                self.settings.pool.max_connections,
+                endpoint.address(),
+                self.settings.connect_timeout
+            ),
+        )
+    }
+
+    /// What the streams on an endpoint hear that has been removed.
+    fn dismissal(&self, endpoint: &Endpoint) -> Error {
+        let address = endpoint.address();
+        self.unavailable(
+            "endpoint_removed",
+            format_args!("{address} is not among its endpoints any more (dismiss_removed)"),
+        )
+    }
+
     fn too_late(&self) -> Error {
         self.stats.connect_timeouts.increment();
         self.unavailable(

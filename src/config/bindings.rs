@@ -356,6 +356,7 @@ impl Cluster {
             endpoints: Endpoints::one(address),
             balance: Balance::default(),
             slow_start: Duration::ZERO,
+            dismiss_removed: false,
             protocol,
             tls,
             http2,

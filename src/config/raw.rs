@@ -394,6 +394,11 @@ pub(super) struct Cluster {
     /// first, and a long start would put off the balance of long streams.
     pub(super) slow_start: Option<Duration>,
 
+    /// `true` ends gRPC streams on an endpoint that has been removed, between two messages, so that
+    /// their clients open them elsewhere. Default `false`: they go on for as long as the endpoint
+    /// does, since a name may leave out an address for a while.
+    pub(super) dismiss_removed: Option<bool>,
+
     /// What the endpoints speak. Default `http2`, as gRPC servers do.
     pub(super) protocol: Option<Protocol>,
 
@@ -527,6 +532,12 @@ pub(super) struct Pool {
     /// number that servers commonly grant.
     #[schemars(range(min = 1, max = 2_147_483_647))]
     pub(super) max_streams_per_connection: Option<Count>,
+
+    /// Streams open or waiting at once in the whole cluster, over all workers; further ones are
+    /// refused at once. Streams that begin at the same moment on several workers may exceed it by
+    /// as many. Default: as many as the listeners let in.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub(super) max_streams: Option<Count>,
 
     /// Streams that may wait for a connection, for each worker; further ones are refused at once.
     /// Default `1024`. `0` lets none wait, not even for the first connection.

@@ -137,6 +137,7 @@ fn cluster(cluster: &Cluster) -> Value {
         "endpoints": endpoints(&cluster.endpoints),
         "balance": balance(&cluster.balance),
         "slow_start": duration(cluster.slow_start),
+        "dismiss_removed": cluster.dismiss_removed,
         "protocol": cluster.protocol,
         "http2": http2(&cluster.http2),
         "connect_timeout": duration(cluster.connect_timeout),
@@ -193,14 +194,18 @@ fn balance(balance: &Balance) -> Value {
 }
 
 fn pool(pool: &Pool) -> Value {
-    json!({
+    let mut all = json!({
         "max_connections": pool.max_connections,
         "max_streams_per_connection": pool.max_streams_per_connection,
         "avoid_stalled": duration(pool.avoid_stalled),
         "max_pending": pool.max_pending,
         "max_connection_age": duration(pool.max_connection_age),
         "idle_timeout": duration(pool.idle_timeout),
-    })
+    });
+    if let Some(most) = pool.max_streams {
+        all["max_streams"] = most.into();
+    }
+    all
 }
 
 pub(super) fn route(route: &Route) -> Value {

@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     config::RouteTimeouts,
+    dismissal::Member,
     forward::connected,
     headers,
     pump::{Intake, Pump, Stop},
@@ -142,6 +143,8 @@ struct Exchange {
     /// The response has come whole, or the stream was reset.
     complete: bool,
     stall_min_progress: u64,
+    /// Its place among those that end with the endpoint.
+    _member: Option<Member>,
     lease: http2::Lease,
 }
 
@@ -200,6 +203,7 @@ impl Exchange {
             sender,
             complete: false,
             stall_min_progress: least,
+            _member: stream.as_ref().and_then(|stream| lease.join(stream)),
             lease,
         };
         Ok((exchange, response))

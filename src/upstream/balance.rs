@@ -47,6 +47,9 @@ pub(crate) trait Pool: 'static {
 
     /// The endpoint is gone: connections close after their last streams, and whoever waits for one is refused.
     fn close(&self);
+
+    /// Ends the streams that are open, between two messages.
+    fn dismiss(&self, error: &Error);
 }
 
 // === impl Balance ===
@@ -93,6 +96,7 @@ impl<P: Pool> Balance<P> {
             _ => None,
         };
         let key = key.map(|value| hash(value.as_bytes()));
+        self.shared.admit()?;
         let mut failure = None;
         let mut tried: Vec<Rc<P>> = Vec::new();
         while let Some(pool) = self.choose(key, &tried) {
@@ -135,6 +139,9 @@ impl<P: Pool> Balance<P> {
         drop(state);
         for gone in known.into_values() {
             gone.close();
+            if self.shared.settings.dismiss_removed {
+                gone.dismiss(&self.shared.dismissal(gone.endpoint()));
+            }
         }
     }
 }

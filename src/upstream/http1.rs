@@ -62,16 +62,21 @@ impl Pool {
     pub(crate) async fn lease(self: Rc<Self>) -> Result<Lease, Error> {
         let settings = &self.shared.settings;
         let live = self.endpoint.live();
+        let is_dialing = Cell::new(false);
         timeout(settings.connect_timeout, async {
             let permit = self.permit().await?;
             if let Some(sender) = self.take_idle() {
                 return Ok(self.lend(sender, true, permit, live));
             }
+            is_dialing.set(true);
             let sender = self.dial().await?;
             Ok(self.lend(sender, false, permit, live))
         })
         .await
         .unwrap_or_else(|_| {
+            if !is_dialing.get() {
+                return Err(self.shared.crowded(&self.endpoint));
+            }
             self.endpoint.unreachable();
             Err(self.shared.too_late())
         })
@@ -196,6 +201,9 @@ impl balance::Pool for Pool {
         self.permits.close();
         self.idle.borrow_mut().clear();
     }
+
+    /// No gRPC stream is here, and plain HTTP has no messages.
+    fn dismiss(&self, _: &Error) {}
 }
 
 impl fmt::Debug for Pool {

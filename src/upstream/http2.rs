@@ -23,7 +23,7 @@ use std::{
 use futures_util::{FutureExt as _, task::noop_waker_ref};
 use h2::{PingPong, SendStream, client};
 use http::Request;
-use thalweg_filters::Error;
+use thalweg_filters::{Error, StreamContext, stream::Protocol};
 use tokio::{
     sync::oneshot,
     task::spawn_local,
@@ -31,6 +31,7 @@ use tokio::{
 };
 
 use crate::{
+    dismissal::{Group, Member},
     keepalive::{self, Keepalive},
     receive::{Sender, Silence},
     stall::{Stall, StallWatch, Stalled},
@@ -51,6 +52,8 @@ pub(crate) struct Pool {
     state: RefCell<State>,
     /// The endpoint is gone: no new connection, and no new stream.
     closed: Cell<bool>,
+    /// The gRPC streams that end with the endpoint.
+    streams: Rc<Group>,
 }
 
 #[derive(Default)]
@@ -98,6 +101,7 @@ impl Pool {
         self.dial_if_wanted();
         match timeout(self.shared.settings.connect_timeout, place).await {
             Ok(answer) => answer.expect("a slot is answered before it leaves the queue"),
+            Err(_) if self.is_full() => Err(self.shared.crowded(&self.endpoint)),
             Err(_) => Err(self.shared.too_late()),
         }
     }
@@ -134,6 +138,11 @@ impl Pool {
             }
             return Some(lease);
         }
+    }
+
+    /// Whether there are as many connections as there may be.
+    fn is_full(&self) -> bool {
+        self.state.borrow().connections.len() >= self.shared.settings.pool.max_connections
     }
 
     /// Dials when there is need of room and no dial on its way would bring it.
@@ -305,6 +314,7 @@ impl balance::Pool for Pool {
             endpoint: Arc::clone(endpoint),
             state: RefCell::default(),
             closed: Cell::new(false),
+            streams: Rc::default(),
         }
     }
 
@@ -323,6 +333,10 @@ impl balance::Pool for Pool {
         for slot in state.waiting {
             let _ = slot.send(Err(self.shared.removed(&self.endpoint)));
         }
+    }
+
+    fn dismiss(&self, error: &Error) {
+        self.streams.dismiss(error);
     }
 }
 
@@ -389,6 +403,13 @@ impl Lease {
     /// Most headers that an answer may have.
     pub(crate) fn max_headers(&self) -> usize {
         self.pool.shared.settings.http2.max_headers
+    }
+
+    /// Lets a stream end with the endpoint, if the cluster wants it. Plain HTTP has no messages between which it could.
+    pub(crate) fn join(&self, stream: &StreamContext) -> Option<Member> {
+        let ends = self.pool.shared.settings.dismiss_removed;
+        let joins = ends && stream.protocol() == Protocol::Grpc;
+        joins.then(|| self.pool.streams.join(stream))
     }
 
     /// Opens the stream. The lease is to be kept until the stream has ended.

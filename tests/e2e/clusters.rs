@@ -14,6 +14,7 @@ use thalweg_proto::status::Code;
 
 use crate::support::{
     client::{Call, Client},
+    framed,
     proxy::TestProxy,
     stream::Incoming,
     upstream::{Served, Upstream, nobody},
@@ -230,6 +231,69 @@ async fn name_that_nobody_knows_yet_lets_the_proxy_start() {
         (Code::Unavailable, Some("upstream_no_endpoints"))
     );
     assert_eq!(proxy.metric(STALE).await, 1);
+}
+
+#[tokio::test]
+async fn streams_of_a_removed_endpoint_end_between_two_messages_where_that_is_wanted() {
+    let [a, b, _] = three().await;
+    let list = List::of(&format!("[\"{}\"]", a.address));
+    let proxy = start(&list.yaml(), ", dismiss_removed: true", "").await;
+    let client = Client::connect(&proxy).await;
+    let mut stream = open(&client, &[]).await;
+    assert_alive(&mut stream).await;
+    // Half a message is on its way when the endpoint goes.
+    let message = framed(b"cut in two");
+    let (half, rest) = message.split_at(7);
+    stream.0.outgoing.data(half.to_vec()).await;
+
+    list.write(&format!("[\"{}\"]", b.address));
+    proxy.metric_is(ENDPOINTS, 1).await;
+    within("new streams go to the new endpoint", async {
+        // One that was just being opened ends like the others.
+        while client.unary(PATH, b"x").await.headers.get("x-name").is_none_or(|name| name != "b") {}
+    })
+    .await;
+    stream.0.outgoing.data(rest.to_vec()).await;
+
+    let (_, trailers) = stream.1.rest().await;
+    let trailers = trailers.unwrap();
+    assert_eq!(trailers["grpc-status"], "14");
+    assert_eq!(trailers["thalweg-reason"], "endpoint_removed");
+    let text = trailers["grpc-message"].to_str().unwrap();
+    assert!(
+        text.contains(&a.address) && text.contains("dismiss_removed"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn stream_beyond_the_clusters_limit_is_refused_at_once() {
+    let a = named("a").await;
+    let endpoints = format!("[\"{}\"]", a.address);
+    let proxy = start(&endpoints, ", pool: {max_streams: 2}", "").await;
+    let (one, other) = (Client::connect(&proxy).await, Client::connect(&proxy).await);
+    let (mut first, _second) = (open(&one, &[]).await, open(&other, &[]).await);
+
+    let answer = one.call(PATH, &[]).await.answer().await;
+
+    assert_eq!(
+        (answer.code(), answer.reason()),
+        (Code::Unavailable, Some("upstream_too_many_streams"))
+    );
+    assert!(
+        answer.text().contains("pool.max_streams"),
+        "{}",
+        answer.text()
+    );
+    let refused = "thalweg_cluster_too_many_streams_total{cluster=\"main\"}";
+    assert_eq!(proxy.metric(refused).await, 1);
+    // A place that is given back is there for the next.
+    first.0.outgoing.end();
+    first.1.rest().await.1.unwrap();
+    proxy
+        .metric_is("thalweg_cluster_streams{cluster=\"main\"}", 1)
+        .await;
+    assert_eq!(open(&one, &[]).await.2, "a");
 }
 
 // === who takes a stream ===

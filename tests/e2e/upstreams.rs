@@ -225,11 +225,13 @@ async fn stream_that_waits_in_vain_is_given_up_in_time() {
 
     assert_eq!(
         (answer.code(), answer.reason()),
-        (Code::Unavailable, Some("upstream_connect_timeout"))
+        (Code::Unavailable, Some("upstream_too_many_connections"))
     );
     let text = answer.text();
     assert!(
-        text.contains("cluster main") && text.contains("connect_timeout") && text.contains("200ms"),
+        text.contains("cluster main")
+            && text.contains("pool.max_connections")
+            && text.contains("200ms"),
         "{text}"
     );
     proxy.metric_is(PENDING, 0).await;

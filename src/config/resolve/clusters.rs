@@ -28,6 +28,7 @@ impl Resolve<'_> {
             endpoints,
             balance,
             slow_start: or(raw.slow_start, Duration::ZERO),
+            dismiss_removed: raw.dismiss_removed.unwrap_or(false),
             protocol: raw.protocol.unwrap_or_default(),
             tls,
             http2: http2::resolve(&http2, windows),
@@ -46,6 +47,7 @@ fn resolve_pool(raw: &raw::Pool) -> Pool {
             .map_or(default.max_connections, Count::usize),
         max_streams_per_connection: (raw.max_streams_per_connection)
             .map_or(default.max_streams_per_connection, Count::u32),
+        max_streams: raw.max_streams.map(Count::usize),
         max_pending: raw.max_pending.map_or(default.max_pending, Count::usize),
         avoid_stalled: or(raw.avoid_stalled, default.avoid_stalled),
         max_connection_age: or(raw.max_connection_age, default.max_connection_age),
