@@ -250,7 +250,13 @@ async fn streams_of_a_removed_endpoint_end_between_two_messages_where_that_is_wa
     proxy.metric_is(ENDPOINTS, 1).await;
     within("new streams go to the new endpoint", async {
         // One that was just being opened ends like the others.
-        while client.unary(PATH, b"x").await.headers.get("x-name").is_none_or(|name| name != "b") {}
+        while client
+            .unary(PATH, b"x")
+            .await
+            .headers
+            .get("x-name")
+            .is_none_or(|name| name != "b")
+        {}
     })
     .await;
     stream.0.outgoing.data(rest.to_vec()).await;
