@@ -41,7 +41,8 @@
 //!    its filters, to the routes below it, which match again.
 //! 7. The filters of the route follow, in the file's order, inside the deadline that `grpc-timeout` sets. They may answer, or
 //!    wrap either body. None reads ahead.
-//! 8. `forward` picks the cluster, and `upstream` lends a place on a connection that has room, or dials, under TLS if the
+//! 8. `forward` picks the cluster and `upstream` one of its endpoints, which the whole process
+//!    knows from its `directory`; there it lends a place on a connection that has room, or dials, under TLS if the
 //!    cluster has it.
 //!    One that the upstream refuses is opened once more, with what was sent of it until then: `retry` says whether and when.
 //! 9. The head goes out before the first byte of the body. From now on the response's body drives both directions: reading
