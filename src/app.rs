@@ -1,7 +1,7 @@
 //! Puts the proxy together, starts it, and ends it.
 //!
 //! Everything is bound before anything runs, so that a port in use is told before a single connection is taken, and so that
-//! whoever asked for port 0 can read the real one. The same holds when another configuration is taken up: [`reload`].
+//! whoever asked for port 0 can read the real one. The same holds when another configuration is taken up: `reload`.
 
 use std::{fmt, io, net::SocketAddr, sync::Arc, time::SystemTime};
 

@@ -2,14 +2,14 @@
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | [`directory`] | which endpoints each cluster has, for the whole process |
+//! | `directory` | which endpoints each cluster has, for the whole process |
 //! | [`endpoint`] | one endpoint: where it is, what it carries, whether it can take more |
 //! | [`roster`] | the endpoints as they are at one time |
 //! | [`choose`] | which of them takes the next stream |
-//! | [`balance`] | one worker's connections to all of them |
-//! | [`connect`] | dialing a socket |
-//! | [`http2`] | connections that carry many streams |
-//! | [`http1`] | connections that carry one request at a time |
+//! | `balance` | one worker's connections to all of them |
+//! | `connect` | dialing a socket |
+//! | `http2` | connections that carry many streams |
+//! | `http1` | connections that carry one request at a time |
 
 use std::{cell::Cell, io, rc::Rc, sync::Arc};
 

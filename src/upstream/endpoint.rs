@@ -3,7 +3,7 @@
 //! One object an endpoint, shared by all workers and by whoever looks after its health. All that changes is an atomic, so
 //! that a choice between endpoints takes no lock. Whoever learns something says it here:
 //!
-//! - the pools say that a dial has failed or succeeded ([`Endpoint::unreachable`], [`Endpoint::reached`]), and how many streams
+//! - the pools say that a dial has failed or succeeded (`Endpoint::unreachable`, `Endpoint::reached`), and how many streams
 //!   there are;
 //! - whoever checks its health says [`Endpoint::set_healthy`];
 //! - whoever judges its streams says [`Endpoint::eject`] and [`Endpoint::readmit`].

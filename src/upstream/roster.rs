@@ -2,8 +2,8 @@
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | [`lots`] | drawing an endpoint by its weight |
-//! | [`ring`] | finding the endpoint of a key |
+//! | `lots` | drawing an endpoint by its weight |
+//! | `ring` | finding the endpoint of a key |
 
 use std::sync::Arc;
 
