@@ -77,6 +77,8 @@ pub struct Config {
     pub workers: usize,
     /// Whether a new process may listen on the same addresses while this one runs.
     pub takeover: bool,
+    /// How often the file is looked at for changes; zero is never.
+    pub reload_interval: Duration,
     /// How it stops.
     pub drain: Drain,
     /// The proxy's own health service, unless it is switched off.

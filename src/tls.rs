@@ -31,6 +31,7 @@ use thalweg_filters::Error;
 
 use crate::{
     config,
+    stamp::{self, Stamp},
     telemetry::{ReloadStats, TlsStats},
     transport::{Role, Spoken, Transport},
 };
@@ -54,7 +55,7 @@ pub(crate) use self::{
 pub(crate) struct Tls {
     settings: config::Tls,
     /// How the files were before they were read.
-    first_look: Vec<reload::Stamp>,
+    first_look: Vec<Stamp>,
     current: RwLock<Current>,
     pub(crate) stats: Arc<TlsStats>,
 }
@@ -81,7 +82,7 @@ pub(crate) struct Accepted {
 impl Tls {
     /// Reads the files.
     pub(crate) fn load(settings: &config::Tls, stats: Arc<TlsStats>) -> Result<Self, Vec<Fault>> {
-        let first_look = reload::look(settings.files());
+        let first_look = stamp::look(settings.files());
         let material = Material::load(settings)?;
         stats.certificate_expiry.set(material.expiry());
         Ok(Self {
@@ -127,12 +128,12 @@ impl reload::Reload for Tls {
         self.settings.reload_interval
     }
 
-    fn first_look(&self) -> Vec<reload::Stamp> {
+    fn first_look(&self) -> Vec<Stamp> {
         self.first_look.clone()
     }
 
-    fn look(&self) -> Vec<reload::Stamp> {
-        reload::look(self.settings.files())
+    fn look(&self) -> Vec<Stamp> {
+        stamp::look(self.settings.files())
     }
 
     /// New connections get what the files say now.

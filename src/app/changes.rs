@@ -45,6 +45,7 @@ impl Changes {
                 others.push(key);
             }
         };
+        differs("reload", before.reload_interval != after.reload_interval);
         differs("drain", before.drain != after.drain);
         differs(
             "health_service",

@@ -11,18 +11,20 @@ use std::{
     fmt, io,
     path::{Path, PathBuf},
     sync::Arc,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use tokio::{
     signal::unix::Signal,
     sync::{mpsc, oneshot},
     task::spawn_blocking,
+    time::sleep,
 };
 
 use super::{App, Changes, StartError, listeners::load_tls, look_up, open};
 use crate::{
     config::{self, Config, Faults},
+    stamp::{self, Stamp},
     tls,
 };
 
@@ -67,14 +69,18 @@ impl Requests {
 // === impl App ===
 
 impl App {
-    /// Reloads the file each time that somebody asks for it, until this is dropped.
+    /// Reloads the file each time that somebody asks for it or that it has changed, until this is dropped.
     pub async fn follow(&mut self, file: &Path, hangups: &mut Signal) {
+        let mut watch = Watch::new(file);
         loop {
+            let interval = self.config.borrow().reload_interval;
             let request = tokio::select! {
                 Some(request) = self.reloads.recv() => Some(request),
                 Some(()) = hangups.recv() => None,
-                else => std::future::pending().await,
+                () = watch.changed(interval) => None,
             };
+            // Whatever comes of it, the file is tried again when it has changed again.
+            watch.taken = watch.look();
             let result = self.reload_from(file.to_owned()).await;
             if let Some(Request(answer)) = request {
                 // Whoever has asked may have left.
@@ -172,6 +178,46 @@ impl App {
                 tracing::error!(
                     "the configuration was not reloaded, and the one before stays in force:\n{error}"
                 );
+            }
+        }
+    }
+}
+
+/// Looks at the file for changes.
+struct Watch<'a> {
+    file: &'a Path,
+    /// How the file was when it was last read.
+    taken: Vec<Stamp>,
+    /// How it was at the last look.
+    before: Vec<Stamp>,
+}
+
+impl<'a> Watch<'a> {
+    fn new(file: &'a Path) -> Self {
+        let seen = stamp::look([file]);
+        Self {
+            file,
+            taken: seen.clone(),
+            before: seen,
+        }
+    }
+
+    fn look(&self) -> Vec<Stamp> {
+        stamp::look([self.file])
+    }
+
+    /// Ready when the file has changed, and looks the same twice: one that was just written may not be whole.
+    async fn changed(&mut self, interval: Duration) {
+        if interval.is_zero() {
+            std::future::pending::<()>().await;
+        }
+        loop {
+            sleep(interval).await;
+            let now = self.look();
+            let settled = now == self.before;
+            self.before.clone_from(&now);
+            if settled && now != self.taken {
+                return;
             }
         }
     }

@@ -36,6 +36,9 @@ pub(super) struct Config {
     /// that the address is in use.
     pub(super) takeover: Option<bool>,
 
+    /// When this file is read again, beside SIGHUP and `POST /reload`.
+    pub(super) reload: Option<Reload>,
+
     /// How Thalweg stops.
     pub(super) drain: Option<Drain>,
 
@@ -86,6 +89,16 @@ pub(super) struct Admin {
     /// befits a loopback address. Take it from the environment rather than write it here.
     #[schemars(length(min = 1))]
     pub(super) token: Option<String>,
+}
+
+/// When this file is read again.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Reload {
+    /// How often the file is looked at for changes, links followed; one that has changed and looks the
+    /// same a second time is taken up. Default `0s`, which is never: a file that is saved in the
+    /// middle of an edit may be good and still not be what was meant.
+    pub(super) interval: Option<Duration>,
 }
 
 /// How Thalweg stops.

@@ -43,6 +43,7 @@ pub(super) fn resolve(raw: raw::Config, env: &Environment<'_>, faults: &mut Repo
         admin,
         workers: raw.workers.map_or_else(cores, Count::usize),
         takeover: raw.takeover.unwrap_or(false),
+        reload_interval: or(raw.reload.unwrap_or_default().interval, Duration::ZERO),
         drain: drain(raw.drain.unwrap_or_default()),
         health_service: health_service(&raw.health_service.unwrap_or_default()),
         dapr: bindings::dapr(raw.dapr.unwrap_or_default()),

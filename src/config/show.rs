@@ -24,6 +24,7 @@ pub(super) fn config(config: &Config) -> Value {
         "admin": admin(config.admin.as_ref()),
         "workers": config.workers,
         "takeover": config.takeover,
+        "reload": {"interval": duration(config.reload_interval)},
         "drain": {
             "delay": duration(config.drain.delay),
             "timeout": duration(config.drain.timeout),

@@ -1,12 +1,9 @@
 //! Looks at the files of TLS, and takes up what they say when they have changed.
 //!
-//! A change is seen by what the file system says of a file, links followed, so the swap of a link to a folder is one too, as
-//! Kubernetes does it with secrets. Files that were just written may be half of a pair; so a change is taken up when it
+//! Files that were just written may be half of a pair; so a change is taken up when it
 //! looks the same a second time. Files that are no good leave all as it was, and are tried again at every look.
 
 use std::{
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -14,10 +11,7 @@ use std::{
 use tokio::{task::spawn_blocking, time::sleep};
 
 use super::Fault;
-use crate::telemetry::ReloadStats;
-
-/// What tells a file from what it was: where it lies, how large it is, and when it was changed.
-pub(super) type Stamp = Option<[i64; 7]>;
+use crate::{stamp::Stamp, telemetry::ReloadStats};
 
 /// What is made of files that may change.
 pub(crate) trait Reload: Send + Sync + 'static {
@@ -88,22 +82,4 @@ pub(crate) async fn watch<T: Reload>(of: Weak<T>, whose: String) {
             }
         }
     }
-}
-
-/// A look at every file.
-pub(super) fn look<'a>(files: impl Iterator<Item = &'a PathBuf>) -> Vec<Stamp> {
-    files.map(|file| stamp(file)).collect()
-}
-
-fn stamp(file: &Path) -> Stamp {
-    let found = std::fs::metadata(file).ok()?;
-    Some([
-        found.dev().cast_signed(),
-        found.ino().cast_signed(),
-        found.size().cast_signed(),
-        found.mtime(),
-        found.mtime_nsec(),
-        found.ctime(),
-        found.ctime_nsec(),
-    ])
 }

@@ -18,10 +18,11 @@ use rustls_platform_verifier::BuilderVerifierExt;
 
 use super::{
     material::{self, Certificate, Fault, provider},
-    reload::{self, Reload, Stamp, watch},
+    reload::{Reload, watch},
 };
 use crate::{
     config::{self, Address, BindingTarget, Config, Protocol},
+    stamp::{self, Stamp},
     telemetry::{Process, ReloadStats, UpstreamTlsStats},
     transport::{Role, Transport},
 };
@@ -113,7 +114,7 @@ impl Upstream {
         protocol: Protocol,
         stats: Arc<UpstreamTlsStats>,
     ) -> Result<Self, Vec<Fault>> {
-        let first_look = reload::look(settings.files());
+        let first_look = stamp::look(settings.files());
         let (config, certificate) = client_config(settings, alpn(protocol))?;
         stats
             .certificate_expiry
@@ -260,7 +261,7 @@ impl Reload for Upstream {
     }
 
     fn look(&self) -> Vec<Stamp> {
-        reload::look(self.settings.files())
+        stamp::look(self.settings.files())
     }
 
     /// New connections are made with what the files say now.

@@ -161,6 +161,37 @@ async fn reloads_that_are_asked_for_at_once_are_all_done() {
     assert_eq!(proxy.operator.metric(RELOADS).await, 8);
 }
 
+#[tokio::test]
+async fn file_that_changes_is_taken_up_where_it_is_watched() {
+    let (mut old, mut new) = (Upstream::start().await, Upstream::start().await);
+    let (at_old, at_new) = (old.address.clone(), new.address.clone());
+    let clusters = [("old", &*at_old), ("new", &*at_new)];
+    let watched = |cluster| {
+        format!(
+            "reload: {{interval: 20ms}}\n{}",
+            yaml(&clusters, &[("/", cluster)])
+        )
+    };
+    let mut proxy = Running::start(&watched("old")).await;
+    let client = connect(&proxy).await;
+    let mut call = client.call(TALK, &[]).await;
+    old.call().await.finish_with(200, &OK);
+    call.answer().await;
+
+    proxy.write("routs: []");
+    proxy.says("the configuration was not reloaded").await;
+    proxy.write(&watched("new"));
+    proxy
+        .says("the configuration was reloaded: routes changed: /")
+        .await;
+
+    let mut call = client.call(TALK, &[]).await;
+    new.call().await.finish_with(200, &OK);
+    assert_eq!(call.answer().await.code(), Code::Ok);
+    // A file that is no good is tried once, until it changes.
+    assert_eq!(proxy.operator.metric(FAILURES).await, 1);
+}
+
 // === what is refused ===
 
 #[tokio::test]
