@@ -587,6 +587,9 @@ async fn listener_that_changes_keeps_its_socket_and_meets_new_connections_anew()
     let mut proxy = TestProxy::start_as(&listening(&upstream, &[IT])).await;
     let address = proxy.address.clone();
     let old = client_of(&address).await;
+    proxy
+        .metric_is("thalweg_listener_connections_live{listener=\"it\"}", 1)
+        .await;
     let strict = format!("{IT}, http2: {{max_headers: 8}}");
 
     let changes = proxy
