@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 
 HERE = pathlib.Path(__file__).parent
@@ -100,11 +101,11 @@ class Proxy:
             command = ["sh", "-c", HANDED_OVER, binary]
         self.address, self.admin = f"127.0.0.1:{port}", f"http://127.0.0.1:{admin}"
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        file, self.log_file = folder / "proxy.yaml", folder / "log"
-        file.write_text(config.format(port=port, admin=admin, **places))
+        self.file, self.log_file = folder / "proxy.yaml", folder / "log"
+        self.file.write_text(config.format(port=port, admin=admin, **places))
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                [*command, "--config", str(file)],
+                [*command, "--config", str(self.file)],
                 stdin=given,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
@@ -119,6 +120,15 @@ class Proxy:
                 return answer.read().decode()
         except (OSError, http.client.HTTPException) as error:
             return str(error)
+
+    def post(self, path):
+        """The status and the answer, whatever they are."""
+        request = urllib.request.Request(self.admin + path, method="POST")
+        try:
+            with urllib.request.urlopen(request, timeout=SOON) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
 
     def log(self):
         return self.log_file.read_text(errors="replace")

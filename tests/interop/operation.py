@@ -1,9 +1,11 @@
-"""What operators do to a running proxy, as grpcio sees it: changing the process, draining it."""
+"""What operators do to a running proxy, as grpcio sees it: changing the process, its configuration and its endpoints, and draining it."""
 
 import contextlib
 import json
+import pathlib
 import signal
 import socket
+import tempfile
 import threading
 import time
 
@@ -226,8 +228,80 @@ def second_attempt(stack, binary, backend):
         ended(old)
 
 
+def reloads(stack, binary, backend):
+    """The configuration changes and breaks while calls and streams go on."""
+    proxy = Proxy(stack, binary, CONFIG, grpc=backend, timeout="5s")
+    with log_on_failure(proxy), contextlib.ExitStack() as clients:
+        streams = [Talk(clients.enter_context(channel(proxy))) for _ in range(STREAMS)]
+        load = Load(clients, proxy)
+        good = proxy.file.read_text()
+        for turn in range(10):
+            route = f"  - {{name: more, match: {{path: /more/{turn}}}, cluster: grpc}}\n"
+            proxy.file.write_text(good.replace("routes:\n", "routes:\n" + route))
+            status, said = proxy.post("/reload")
+            expect((status, '"more"' in said), (200, True))
+            proxy.file.write_text(good.replace("cluster: grpc", "cluster: nobody"))
+            status, said = proxy.post("/reload")
+            expect((status, "there is no cluster `nobody`" in said), (422, True))
+            expect(proxy.metric("thalweg_config_last_reload_successful"), 0)
+            for stream in streams:
+                stream.echo(b"%d" % turn)
+        load.goes_on()
+        load.stop()
+        for stream in streams:
+            stream.finish()
+        expect(proxy.metric("thalweg_config_reloads_total"), 10)
+        expect(proxy.metric("thalweg_config_reload_failures_total"), 10)
+        drain(proxy)
+        ended(proxy)
+
+
+def endpoints_from_a_file(stack, binary, backend):
+    """Streams go on where they are, and calls go where the file says."""
+    other = server(stack, PYTHON, "grpcio_server.py")
+    folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    file = folder / "endpoints.yaml"
+    file.write_text(f"[127.0.0.1:{backend}]")
+    config = CONFIG.replace("[127.0.0.1:{grpc}]", "{{file: {file}, refresh: 100ms}}")
+    proxy = Proxy(stack, binary, config, file=file, timeout="5s")
+
+    def streams_of(port):
+        endpoints = json.loads(proxy.get("/clusters"))["grpc"]["endpoints"]
+        return sum(it["streams"] for it in endpoints if it["address"] == f"127.0.0.1:{port}")
+
+    with log_on_failure(proxy), contextlib.ExitStack() as clients:
+        streams = [Talk(clients.enter_context(channel(proxy))) for _ in range(STREAMS)]
+        for stream in streams:
+            stream.echo(b"first")
+        expect(streams_of(backend), STREAMS)
+        load = Load(clients, proxy)
+        load.goes_on()
+        (folder / "next").write_text(f"[127.0.0.1:{other}]")
+        (folder / "next").rename(file)
+        proxy.until("changed", lambda: f"127.0.0.1:{other}" in proxy.get("/clusters"))
+        load.goes_on()
+        later = Talk(clients.enter_context(channel(proxy)))
+        later.echo(b"later")
+        expect(streams_of(other) > 0, True)
+        load.stop()
+        for stream in [*streams, later]:
+            stream.echo(b"last")
+            stream.finish()
+        drain(proxy)
+        ended(proxy)
+
+
+CHECKS = [
+    change_of_the_process,
+    end_between_two_messages,
+    second_attempt,
+    reloads,
+    endpoints_from_a_file,
+]
+
+
 def all_of_it(tally, binary):
-    for check in [change_of_the_process, end_between_two_messages, second_attempt]:
+    for check in CHECKS:
         with contextlib.ExitStack() as stack:
             backend = server(stack, PYTHON, "grpcio_server.py")
             check(stack, binary, backend)
