@@ -33,6 +33,7 @@ mod check;
 mod endpoints;
 mod environment;
 mod faults;
+mod health;
 mod load;
 mod network;
 mod origins;
@@ -62,6 +63,7 @@ pub use bindings::{
 pub(crate) use endpoints::endpoints;
 pub use endpoints::{Balance, Endpoint, Endpoints};
 pub use faults::Faults;
+pub use health::{HealthCheck, Question};
 pub use network::Network;
 pub use origins::Origins;
 use report::Report;
@@ -251,6 +253,8 @@ pub struct Cluster {
     pub slow_start: Duration,
     /// Whether streams end with the endpoint that they are on.
     pub dismiss_removed: bool,
+    /// How they are asked whether they are well, if they are.
+    pub health_check: Option<HealthCheck>,
     /// What they speak.
     pub protocol: Protocol,
     /// TLS; `None` goes in the clear.

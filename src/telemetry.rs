@@ -145,6 +145,9 @@ pub(crate) struct ClusterStats {
     pub(crate) too_many_streams: Count,
     /// Streams that waited in vain for one of `pool.max_connections`.
     pub(crate) too_many_connections: Count,
+    pub(crate) health_checks: Count,
+    pub(crate) health_failures: Count,
+    pub(crate) unhealthy: Count,
     /// Times that endpoints came, went, or changed their weights.
     pub(crate) endpoint_changes: Count,
     /// Looks at the source of the endpoints that found nothing of use.
@@ -501,7 +504,25 @@ const UPSTREAM_TLS: [Reading<UpstreamTlsStats>; 6] = [
     ),
 ];
 
-const CLUSTER: [Reading<ClusterStats>; 19] = [
+const CLUSTER: [Reading<ClusterStats>; 22] = [
+    (
+        "health_checks",
+        "Health checks done, those that failed among them",
+        MetricType::Counter,
+        |stats| &stats.health_checks,
+    ),
+    (
+        "health_check_failures",
+        "Health checks that failed",
+        MetricType::Counter,
+        |stats| &stats.health_failures,
+    ),
+    (
+        "endpoints_turned_unhealthy",
+        "Times that an endpoint was taken out because its health checks failed",
+        MetricType::Counter,
+        |stats| &stats.unhealthy,
+    ),
     (
         "connections",
         "Connections open now",

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `directory` | which endpoints each cluster has, for the whole process |
 //! | [`endpoint`] | one endpoint: where it is, what it carries, whether it can take more |
+//! | [`check`] | asks the endpoints whether they are well |
 //! | [`roster`] | the endpoints as they are at one time |
 //! | [`choose`] | which of them takes the next stream |
 //! | `balance` | one worker's connections to all of them |
@@ -25,6 +26,7 @@ use crate::{
 };
 
 pub(crate) mod balance;
+mod check;
 pub mod choose;
 pub(crate) mod connect;
 pub(crate) mod directory;
@@ -80,6 +82,7 @@ impl Cluster {
     /// With no connection so far; the endpoints are followed from now on. `tls` is what the settings ask for, or `None` if they
     /// ask for none.
     pub(crate) fn new(directory: Arc<Directory>, tls: Option<Arc<tls::Upstream>>) -> Self {
+        directory.check_health(tls.as_ref());
         let settings = &directory.settings;
         let shared = Rc::new(Shared {
             name: settings.name.as_str().into(),

@@ -319,6 +319,11 @@ fn admin_can_be_switched_off() {
 // === bindings ===
 
 /// A sound file with the binding `it`, whose lines are given, and a cluster of each kind.
+fn with_health_check(keys: &str) -> String {
+    let check = format!("health_check: {{{keys}}}");
+    format!("{MINIMAL}clusters: {{web: {{endpoints: [127.0.0.1:8000], {check}}}}}\n")
+}
+
 fn with_binding(lines: &str) -> String {
     let lines = lines.replace('\n', "\n    ");
     format!(
@@ -595,11 +600,14 @@ fn what_is_shown_loads_back() {
     let retries = with_route(
         "cluster: web\nretry: {max_retries: 3, matching: [UNAVAILABLE, 4], max_interval: 1s, budget: {burst: 7}}",
     );
+    let checked =
+        with_health_check("http: {path: /healthz, expect: 204}, interval: 1s, unhealthy: 1");
     let goes_on = with_route("continue: true") + "  - {name: web, cluster: web}\n";
     for text in [
         &text,
         &goes_on,
         &retries,
+        &checked,
         &bindings,
         &shipped().1,
         &format!("admin: {{address: none}}\n{MINIMAL}"),
@@ -813,6 +821,11 @@ refused! {
     nothing_below: &with_route("continue: true");
     cluster_and_continue: &with_route("cluster: web\ncontinue: true")
         .replace("true\n", "true\n  - {name: web, cluster: web}\n");
+    health_check_asks_nothing: &with_health_check("interval: 1s");
+    health_check_asks_twice: &with_health_check("grpc: {}, tcp: {}");
+    health_check_of_no_path: &with_health_check("http: {path: healthz}");
+    health_check_by_grpc_over_http1: &with_health_check("grpc: {}")
+        .replace("grpc: {}}", "grpc: {}}, protocol: http1");
     retry_of_success: &with_route("cluster: web\nretry: {matching: [OK, UNAVAILABLE]}");
     retry_waits_shrink: &with_route("cluster: web\nretry: {duration: 6s}");
     retries_above: &with_route("continue: true\nretry: {max_retries: 0}")

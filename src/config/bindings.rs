@@ -357,6 +357,7 @@ impl Cluster {
             balance: Balance::default(),
             slow_start: Duration::ZERO,
             dismiss_removed: false,
+            health_check: None,
             protocol,
             tls,
             http2,

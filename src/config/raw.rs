@@ -376,6 +376,66 @@ pub(super) struct Http2 {
     pub(super) data_frame_budget: Option<Size>,
 }
 
+/// Asks each endpoint again and again whether it is well: with one of `grpc`, `http` and `tcp`, on a
+/// connection of its own each time, under TLS if the cluster has it. Each is asked by the process and
+/// not by each worker. An endpoint counts as well until it was asked; then its first answer decides,
+/// and later ones by `healthy` and `unhealthy`.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct HealthCheck {
+    /// Calls `grpc.health.v1.Health/Check`; SERVING is well.
+    pub(super) grpc: Option<GrpcCheck>,
+
+    /// Sends a GET, as the cluster's `protocol` has it.
+    pub(super) http: Option<HttpCheck>,
+
+    /// Opens a connection; `{}` for its settings. Under TLS, it shakes hands too.
+    pub(super) tcp: Option<TcpCheck>,
+
+    /// The wait between two checks, a tenth more or less at random. Default `5s`: an endpoint that
+    /// has died is noticed in 15s, and its failed dials keep streams off it sooner.
+    #[schemars(extend("minimum" = 1))]
+    pub(super) interval: Option<Duration>,
+
+    /// Longest a check may take, the dial included; beyond, it has failed. Default `2s`.
+    #[schemars(extend("minimum" = 1))]
+    pub(super) timeout: Option<Duration>,
+
+    /// Good checks in a row that it takes to be well again. Default `2`, against flapping.
+    #[schemars(range(min = 1, max = 1000))]
+    pub(super) healthy: Option<Count>,
+
+    /// Bad checks in a row that it takes to be well no more. Default `3`: one may be lost.
+    #[schemars(range(min = 1, max = 1000))]
+    pub(super) unhealthy: Option<Count>,
+}
+
+/// Calls `grpc.health.v1.Health/Check`.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct GrpcCheck {
+    /// The service that is asked for. Default: the server as a whole.
+    pub(super) service: Option<String>,
+}
+
+/// Sends a GET.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct HttpCheck {
+    /// Of this path: `/healthz`.
+    #[schemars(length(min = 1))]
+    pub(super) path: String,
+
+    /// The status that is good. Default: any from 200 to 299.
+    #[schemars(range(min = 200, max = 599))]
+    pub(super) expect: Option<Count>,
+}
+
+/// Opens a connection.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TcpCheck {}
+
 /// PINGs, by which a peer is found that is gone without a word.
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -411,6 +471,9 @@ pub(super) struct Cluster {
     /// their clients open them elsewhere. Default `false`: they go on for as long as the endpoint
     /// does, since a name may leave out an address for a while.
     pub(super) dismiss_removed: Option<bool>,
+    /// Asks each endpoint again and again whether it is well, and sends no new streams to those that are
+    /// not; open streams go on. Default: none, and an endpoint is known by its dials alone.
+    pub(super) health_check: Option<HealthCheck>,
 
     /// What the endpoints speak. Default `http2`, as gRPC servers do.
     pub(super) protocol: Option<Protocol>,

@@ -6,6 +6,7 @@
 mod bindings;
 mod clusters;
 mod endpoints;
+mod health;
 mod http2;
 mod object_store;
 mod retry;

@@ -4,9 +4,9 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Address, Admin, AuthorityMatch, Backoff, Balance, Binding, BindingTarget, Bucket,
-    CertificateFiles, Cluster, ComponentSockets, Config, Destination, Endpoint, Endpoints, Http2,
-    HttpTarget, Listener, Match, ObjectStore, PathMatch, Place, Pool, Resiliency, Retry, Route,
-    RouteRetry, RouteTimeouts, Secret, Tls, UpstreamTls,
+    CertificateFiles, Cluster, ComponentSockets, Config, Destination, Endpoint, Endpoints,
+    HealthCheck, Http2, HttpTarget, Listener, Match, ObjectStore, PathMatch, Place, Pool, Question,
+    Resiliency, Retry, Route, RouteRetry, RouteTimeouts, Secret, Tls, UpstreamTls,
 };
 use thalweg_filters::chain::Filter;
 use thalweg_filters::units::Unit;
@@ -148,6 +148,9 @@ fn cluster(cluster: &Cluster) -> Value {
     if let Some(tls) = &cluster.tls {
         all["tls"] = upstream_tls(tls);
     }
+    if let Some(check) = &cluster.health_check {
+        all["health_check"] = health_check(check);
+    }
     all
 }
 
@@ -192,6 +195,26 @@ fn balance(balance: &Balance) -> Value {
         Balance::RoundRobin => json!("round_robin"),
         Balance::RingHash { header } => json!({"ring_hash": {"header": header.as_str()}}),
     }
+}
+
+fn health_check(check: &HealthCheck) -> Value {
+    let mut all = json!({
+        "interval": duration(check.interval),
+        "timeout": duration(check.timeout),
+        "healthy": check.healthy,
+        "unhealthy": check.unhealthy,
+    });
+    match &check.question {
+        Question::Grpc { service } => all["grpc"] = json!({"service": service}),
+        Question::Http { path, expect } => {
+            all["http"] = json!({"path": path.as_str()});
+            if let Some(status) = expect {
+                all["http"]["expect"] = json!(status);
+            }
+        }
+        Question::Tcp => all["tcp"] = json!({}),
+    }
+    all
 }
 
 fn pool(pool: &Pool) -> Value {

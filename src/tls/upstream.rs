@@ -15,6 +15,8 @@ use rustls::{
     AlertDescription, CertificateError, ClientConfig, Error, InvalidMessage, sign::SingleCertAndKey,
 };
 use rustls_platform_verifier::BuilderVerifierExt;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
     material::{self, Certificate, Fault, provider},
@@ -151,6 +153,21 @@ impl Upstream {
             self.stats.resumed.increment();
         }
         Ok(())
+    }
+
+    /// The same on a socket that is used outside of the workers, where nothing counts but whether it works.
+    pub(crate) async fn connect_plainly<S>(
+        &self,
+        socket: S,
+        endpoint: &Address,
+    ) -> io::Result<TlsStream<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let name = (self.settings.name_of(endpoint)).ok_or(io::ErrorKind::InvalidInput)?;
+        TlsConnector::from(self.current())
+            .connect(name, socket)
+            .await
     }
 
     fn current(&self) -> Arc<ClientConfig> {

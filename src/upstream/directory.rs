@@ -15,10 +15,14 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use tokio::{sync::watch, task::AbortHandle};
+use tokio::{runtime::Handle, sync::watch, task::AbortHandle};
 
-use super::{endpoint::Endpoint, roster::Roster};
-use crate::{config, telemetry::ClusterStats};
+use super::{
+    check::{self, Checker},
+    endpoint::Endpoint,
+    roster::Roster,
+};
+use crate::{config, telemetry::ClusterStats, tls};
 pub(crate) use directories::Directories;
 
 mod directories;
@@ -34,17 +38,23 @@ pub(crate) struct Directory {
     looked: watch::Sender<Option<Result<(), String>>>,
     /// Looks at the source.
     looking: OnceLock<AbortHandle>,
+    /// Asks the endpoints whether they are well.
+    checking: OnceLock<AbortHandle>,
+    /// Where both are done.
+    runtime: Handle,
 }
 
 // === impl Directory ===
 
 impl Directory {
     /// With the endpoints that the configuration lists.
-    fn new(settings: Arc<config::Cluster>, stats: Arc<ClusterStats>) -> Self {
+    fn new(settings: Arc<config::Cluster>, stats: Arc<ClusterStats>, runtime: Handle) -> Self {
         let directory = Self {
             rosters: watch::Sender::new(Arc::new(Roster::new([], &settings.balance))),
             looked: watch::Sender::new(None),
             looking: OnceLock::new(),
+            checking: OnceLock::new(),
+            runtime,
             settings,
             stats,
         };
@@ -54,6 +64,17 @@ impl Directory {
             directory.looked.send_replace(Some(Ok(())));
         }
         directory
+    }
+
+    /// Has the endpoints asked whether they are well, if the settings want it, from the first call on. `tls` is that of the
+    /// cluster.
+    pub(super) fn check_health(&self, tls: Option<&Arc<tls::Upstream>>) {
+        if let Some(checker) = Checker::of(&self.settings, tls, &self.stats) {
+            self.checking.get_or_init(|| {
+                let checking = check::all(self.rosters(), Arc::new(checker));
+                self.runtime.spawn(checking).abort_handle()
+            });
+        }
     }
 
     /// The endpoints now.
@@ -147,8 +168,10 @@ impl Directory {
 
 impl Drop for Directory {
     fn drop(&mut self) {
-        if let Some(looking) = self.looking.get() {
-            looking.abort();
+        for task in [&self.looking, &self.checking] {
+            if let Some(task) = task.get() {
+                task.abort();
+            }
         }
     }
 }

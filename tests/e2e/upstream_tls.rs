@@ -530,3 +530,28 @@ async fn binding_of_an_https_url_speaks_tls_and_asks_for_its_host() {
     );
     assert_eq!(front.shaken()[0].host.as_deref(), Some("localhost"));
 }
+
+#[tokio::test]
+async fn health_checks_shake_hands_as_streams_do() {
+    let scene = Scene::new();
+    let upstream = Upstream::start().await.serve(upstream::refuse_http);
+    let front = scene
+        .manners()
+        .before(upstream.address.parse().unwrap())
+        .await;
+    for (name, available) in [(HOST, 1), ("somebody.else.test", 0)] {
+        let check = "health_check: {http: {path: /418, expect: 418}, interval: 20ms}";
+        let yaml = Yaml::to(front.address).cluster(check);
+        let proxy = scene.proxy(yaml, &format!(", server_name: {name}")).await;
+
+        let turned = "thalweg_cluster_endpoints_turned_unhealthy_total{cluster=\"main\"}";
+        let state = "thalweg_cluster_endpoints_available{cluster=\"main\"}";
+        proxy.metric_is(turned, 1 - available).await;
+        proxy.metric_is(state, available).await;
+        if available == 1 {
+            let checked = "thalweg_cluster_health_checks_total{cluster=\"main\"}";
+            proxy.reaches(checked, 3).await;
+            assert_eq!(proxy.metric(turned).await, 0);
+        }
+    }
+}

@@ -22,6 +22,10 @@ impl Resolve<'_> {
         let streams = pool.max_streams_per_connection;
         let windows = self.upstream_windows(&http2, streams, &format!("{path}.http2"));
         self.pings_to_upstreams(&http2, &format!("{path}.http2"));
+        let protocol = raw.protocol.unwrap_or_default();
+        let health_check = raw
+            .health_check
+            .map(|check| self.health_check(check, protocol, &format!("{path}.health_check")));
         Cluster {
             label: format!("cluster {name}"),
             name,
@@ -29,7 +33,8 @@ impl Resolve<'_> {
             balance,
             slow_start: or(raw.slow_start, Duration::ZERO),
             dismiss_removed: raw.dismiss_removed.unwrap_or(false),
-            protocol: raw.protocol.unwrap_or_default(),
+            health_check,
+            protocol,
             tls,
             http2: http2::resolve(&http2, windows),
             connect_timeout: or(raw.connect_timeout, Cluster::CONNECT_TIMEOUT),

@@ -65,7 +65,11 @@ impl Directories {
             return same;
         }
         let stats = self.process.cluster(&cluster.name);
-        let directory = Arc::new(Directory::new(Arc::clone(cluster), stats));
+        let directory = Arc::new(Directory::new(
+            Arc::clone(cluster),
+            stats,
+            self.runtime.clone(),
+        ));
         if let Some(source) = Source::of(&cluster.endpoints) {
             let looking = self
                 .runtime

@@ -168,6 +168,7 @@ mod tests {
         Arc::new(Directory::new(
             Arc::clone(&config.clusters[0]),
             Arc::default(),
+            tokio::runtime::Handle::current(),
         ))
     }
 
