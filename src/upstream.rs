@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `directory` | which endpoints each cluster has, for the whole process |
 //! | [`endpoint`] | one endpoint: where it is, what it carries, whether it can take more |
-//! | [`check`] | asks the endpoints whether they are well |
+//! | `check` | asks the endpoints whether they are well |
 //! | [`roster`] | the endpoints as they are at one time |
 //! | [`choose`] | which of them takes the next stream |
 //! | `balance` | one worker's connections to all of them |
