@@ -37,6 +37,7 @@ mod health;
 mod load;
 mod network;
 mod origins;
+mod outlier;
 mod raw;
 mod report;
 mod resolve;
@@ -66,6 +67,7 @@ pub use faults::Faults;
 pub use health::{HealthCheck, Question};
 pub use network::Network;
 pub use origins::Origins;
+pub use outlier::Outlier;
 use report::Report;
 pub use retry::{RetryBudget, RouteRetry};
 pub use tls::{CertificateFiles, ClientAuth, Clients, Tls, UpstreamTls};
@@ -255,6 +257,8 @@ pub struct Cluster {
     pub dismiss_removed: bool,
     /// How they are asked whether they are well, if they are.
     pub health_check: Option<HealthCheck>,
+    /// When endpoints are taken out because of how their streams end.
+    pub outlier: Option<Outlier>,
     /// What they speak.
     pub protocol: Protocol,
     /// TLS; `None` goes in the clear.

@@ -8,14 +8,15 @@
 use std::{cell::Cell, future::Future, rc::Rc};
 
 use http::{Request, Response};
-use thalweg_filters::{Body, Error, Side};
+use http_body::Frame;
+use thalweg_filters::{Body, Chunk, Error, Side, ending::Ending};
 use thalweg_proto::status::Code;
 use tokio::time::timeout;
 
 use crate::{
     config::{self, RouteTimeouts},
     retry::Retries,
-    upstream::{Cluster, Endpoints},
+    upstream::{Cluster, Endpoints, outlier::Trial},
 };
 
 pub(crate) mod http1;
@@ -110,6 +111,19 @@ async fn exchange(
         // Far larger than the other, and so not a part of this future.
         Endpoints::Http1(endpoints) => {
             Box::pin(http1::exchange(cluster, endpoints, request, timeouts)).await
+        }
+    }
+}
+
+/// Lets a frame of an answer tell how the stream went, if it is the last.
+fn judge(trial: &mut Option<Trial>, frame: Option<&Result<Frame<Chunk>, Error>>) {
+    if trial.is_some()
+        && let Some(ending) = Ending::of_frame(frame)
+        && let Some(trial) = trial.take()
+    {
+        match frame {
+            Some(Err(error)) => trial.fails(error),
+            _ => trial.ends(ending),
         }
     }
 }

@@ -148,6 +148,10 @@ pub(crate) struct ClusterStats {
     pub(crate) health_checks: Count,
     pub(crate) health_failures: Count,
     pub(crate) unhealthy: Count,
+    /// Times that an endpoint was taken out because of how its streams ended.
+    pub(crate) ejections: Count,
+    /// Times that one was not, because enough others were out.
+    pub(crate) ejection_overflows: Count,
     /// Times that endpoints came, went, or changed their weights.
     pub(crate) endpoint_changes: Count,
     /// Looks at the source of the endpoints that found nothing of use.
@@ -504,7 +508,7 @@ const UPSTREAM_TLS: [Reading<UpstreamTlsStats>; 6] = [
     ),
 ];
 
-const CLUSTER: [Reading<ClusterStats>; 22] = [
+const CLUSTER: [Reading<ClusterStats>; 24] = [
     (
         "health_checks",
         "Health checks done, those that failed among them",
@@ -522,6 +526,18 @@ const CLUSTER: [Reading<ClusterStats>; 22] = [
         "Times that an endpoint was taken out because its health checks failed",
         MetricType::Counter,
         |stats| &stats.unhealthy,
+    ),
+    (
+        "ejections",
+        "Times that an endpoint was taken out because its streams ended badly",
+        MetricType::Counter,
+        |stats| &stats.ejections,
+    ),
+    (
+        "ejection_overflows",
+        "Times that an endpoint stayed although its streams ended badly, because of outlier.max_ejected_percent",
+        MetricType::Counter,
+        |stats| &stats.ejection_overflows,
     ),
     (
         "connections",

@@ -8,6 +8,7 @@
 //! | [`roster`] | the endpoints as they are at one time |
 //! | [`choose`] | which of them takes the next stream |
 //! | `balance` | one worker's connections to all of them |
+//! | `outlier` | takes endpoints out whose streams end badly |
 //! | `connect` | dialing a socket |
 //! | `http2` | connections that carry many streams |
 //! | `http1` | connections that carry one request at a time |
@@ -33,6 +34,7 @@ pub(crate) mod directory;
 pub mod endpoint;
 pub(crate) mod http1;
 pub(crate) mod http2;
+pub(crate) mod outlier;
 pub mod roster;
 
 /// One worker's connections to a cluster.
@@ -62,7 +64,7 @@ pub(crate) struct Shared {
     tls: Option<Arc<tls::Upstream>>,
     pub(crate) stats: Arc<ClusterStats>,
     /// Where the endpoints come from. It lives for as long as a worker uses it.
-    _directory: Arc<Directory>,
+    directory: Arc<Directory>,
     /// Streams that wait for a connection.
     pending: Cell<usize>,
 }
@@ -90,7 +92,7 @@ impl Cluster {
             tls,
             stats: Arc::clone(&directory.stats),
             pending: Cell::new(0),
-            _directory: Arc::clone(&directory),
+            directory: Arc::clone(&directory),
         });
         let endpoints = match settings.protocol {
             config::Protocol::Http2 => Endpoints::Http2(Balance::new(shared, &directory)),
@@ -122,8 +124,11 @@ impl Shared {
     }
 
     /// Counts a dial that has failed, and makes the error of the streams that have waited for it.
-    fn no_connection(&self, endpoint: &Address, error: &io::Error) -> Error {
+    fn no_connection(&self, endpoint: &Endpoint, error: &io::Error) -> Error {
         self.stats.connect_failures.increment();
+        endpoint.unreachable();
+        outlier::went_badly(&self.directory, endpoint);
+        let endpoint = endpoint.address();
         let broken = tls::Broken::of(error);
         let hint = broken.map(|broken| broken.hint);
         tracing::warn!(cluster = %self.name, %endpoint, %error, hint, "no connection");

@@ -358,6 +358,7 @@ impl Cluster {
             slow_start: Duration::ZERO,
             dismiss_removed: false,
             health_check: None,
+            outlier: None,
             protocol,
             tls,
             http2,

@@ -436,6 +436,41 @@ pub(super) struct HttpCheck {
 #[serde(deny_unknown_fields)]
 pub(super) struct TcpCheck {}
 
+/// When an endpoint is taken out because of how its streams end.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Outlier {
+    /// Streams that end badly, one after another and on all workers together, until the endpoint is taken
+    /// out; dials that fail count too. Default `5`.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub(super) consecutive: Option<Count>,
+
+    /// The age up to which a bad end of a stream counts. Default `10s`: a server that is stopped in
+    /// good order ends old streams too.
+    #[schemars(extend("minimum" = 1))]
+    pub(super) young: Option<Duration>,
+
+    /// The gRPC statuses that are bad ends, by name or by number; resets and lost connections always
+    /// are, and with plain HTTP the statuses from 500. Default `[UNAVAILABLE, INTERNAL, DATA_LOSS]`.
+    #[schemars(length(min = 1))]
+    pub(super) statuses: Option<Vec<Status>>,
+
+    /// How long an endpoint is out the first time. Each further time it is so much longer, until a
+    /// stream goes well there. Default `30s`.
+    #[schemars(extend("minimum" = 1))]
+    pub(super) ejection: Option<Duration>,
+
+    /// The longest that an endpoint is out. Default `5m`.
+    #[schemars(extend("minimum" = 1))]
+    pub(super) max_ejection: Option<Duration>,
+
+    /// Of a hundred endpoints, so many may be out at the same time. Default `50`: where most fail, the
+    /// fault is mostly elsewhere, and the others would fall under the load of all. With `100`, all may
+    /// be out; then streams are sent to any.
+    #[schemars(range(min = 1, max = 100))]
+    pub(super) max_ejected_percent: Option<Count>,
+}
+
 /// PINGs, by which a peer is found that is gone without a word.
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -471,9 +506,15 @@ pub(super) struct Cluster {
     /// their clients open them elsewhere. Default `false`: they go on for as long as the endpoint
     /// does, since a name may leave out an address for a while.
     pub(super) dismiss_removed: Option<bool>,
+
     /// Asks each endpoint again and again whether it is well, and sends no new streams to those that are
     /// not; open streams go on. Default: none, and an endpoint is known by its dials alone.
     pub(super) health_check: Option<HealthCheck>,
+
+    /// Takes an endpoint out for a while whose streams end badly, one after another; `{}` takes all
+    /// defaults below. Default: none, since only who runs the service knows which statuses are the
+    /// endpoint's fault.
+    pub(super) outlier: Option<Outlier>,
 
     /// What the endpoints speak. Default `http2`, as gRPC servers do.
     pub(super) protocol: Option<Protocol>,

@@ -5,8 +5,8 @@ use serde_json::{Map, Value, json};
 use super::{
     Address, Admin, AuthorityMatch, Backoff, Balance, Binding, BindingTarget, Bucket,
     CertificateFiles, Cluster, ComponentSockets, Config, Destination, Endpoint, Endpoints,
-    HealthCheck, Http2, HttpTarget, Listener, Match, ObjectStore, PathMatch, Place, Pool, Question,
-    Resiliency, Retry, Route, RouteRetry, RouteTimeouts, Secret, Tls, UpstreamTls,
+    HealthCheck, Http2, HttpTarget, Listener, Match, ObjectStore, Outlier, PathMatch, Place, Pool,
+    Question, Resiliency, Retry, Route, RouteRetry, RouteTimeouts, Secret, Tls, UpstreamTls,
 };
 use thalweg_filters::chain::Filter;
 use thalweg_filters::units::Unit;
@@ -151,6 +151,9 @@ fn cluster(cluster: &Cluster) -> Value {
     if let Some(check) = &cluster.health_check {
         all["health_check"] = health_check(check);
     }
+    if let Some(outlier) = &cluster.outlier {
+        all["outlier"] = self::outlier(outlier);
+    }
     all
 }
 
@@ -215,6 +218,18 @@ fn health_check(check: &HealthCheck) -> Value {
         Question::Tcp => all["tcp"] = json!({}),
     }
     all
+}
+
+fn outlier(outlier: &Outlier) -> Value {
+    let statuses = outlier.statuses.iter();
+    json!({
+        "consecutive": outlier.consecutive,
+        "young": duration(outlier.young),
+        "statuses": statuses.map(|code| code.name()).collect::<Value>(),
+        "ejection": duration(outlier.ejection),
+        "max_ejection": duration(outlier.max_ejection),
+        "max_ejected_percent": outlier.max_ejected_percent,
+    })
 }
 
 fn pool(pool: &Pool) -> Value {

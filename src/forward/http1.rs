@@ -7,17 +7,19 @@ use std::{
 };
 
 use http::{Request, Response};
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
-use thalweg_filters::{Body, Chunk, Error, Side, StreamContext, body::Ledger, stream::Protocol};
+use thalweg_filters::{
+    Body, Chunk, Error, Side, StreamContext, body::Ledger, ending::Ending, stream::Protocol,
+};
 use thalweg_proto::status::Code;
 
 use crate::{
     config::RouteTimeouts,
     eager::eager,
-    forward::connected,
+    forward::{connected, judge},
     headers,
-    upstream::{Cluster, balance::Balance, http1},
+    upstream::{Cluster, balance::Balance, http1, outlier::Trial},
 };
 
 /// Sends the request on a connection of its own, and waits for the response's head.
@@ -49,13 +51,31 @@ pub(crate) async fn exchange(
     let body = eager(body);
     let opening = endpoints.open(&parts.headers, http1::Pool::lease);
     let mut lease = connected(cluster, timeouts, opening).await?;
-    let response = lease.send(Request::from_parts(parts, body)).await?;
+    let mut trial = lease.trial();
+    let response = match lease.send(Request::from_parts(parts, body)).await {
+        Ok(response) => response,
+        Err(error) => {
+            if let Some(trial) = trial {
+                trial.fails(&error);
+            }
+            return Err(error);
+        }
+    };
     let (mut parts, incoming) = response.into_parts();
+    if let Some(trial) = &mut trial {
+        trial.answered(parts.status);
+    }
+    if incoming.is_end_stream()
+        && let Some(trial) = trial.take()
+    {
+        trial.ends(Ending::Clean);
+    }
     headers::strip_hop_by_hop(&mut parts.headers);
     let window = lease.window();
     let body = Body::new(Download {
         incoming,
         ledger: Ledger::window(window),
+        trial,
         lease,
     });
     Ok(Response::from_parts(parts, body))
@@ -65,6 +85,7 @@ pub(crate) async fn exchange(
 struct Download {
     incoming: Incoming,
     ledger: Arc<Ledger>,
+    trial: Option<Trial>,
     lease: http1::Lease,
 }
 
@@ -79,10 +100,12 @@ impl http_body::Body for Download {
         let this = &mut *self;
         ready!(this.ledger.poll_open(cx));
         let frame = ready!(Pin::new(&mut this.incoming).poll_frame(cx));
-        Poll::Ready(frame.map(|frame| match frame {
+        let frame = frame.map(|frame| match frame {
             Ok(frame) => Ok(frame.map_data(|bytes| this.ledger.take(bytes))),
             Err(error) => Err(this.lease.lost(error)),
-        }))
+        });
+        judge(&mut this.trial, frame.as_ref());
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {

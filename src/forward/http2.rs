@@ -20,12 +20,12 @@ use tokio::time::{Instant, sleep};
 use crate::{
     config::RouteTimeouts,
     dismissal::Member,
-    forward::connected,
+    forward::{connected, judge},
     headers,
     pump::{Intake, Pump, Stop},
     receive::{self, Sender},
     retry::{Attempts, Failure, No, Retries},
-    upstream::{Cluster, balance::Balance, http2},
+    upstream::{Cluster, balance::Balance, http2, outlier::Trial},
 };
 
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
@@ -145,6 +145,8 @@ struct Exchange {
     stall_min_progress: u64,
     /// Its place among those that end with the endpoint.
     _member: Option<Member>,
+    /// What it will say about the endpoint.
+    trial: Option<Trial>,
     lease: http2::Lease,
 }
 
@@ -204,6 +206,7 @@ impl Exchange {
             complete: false,
             stall_min_progress: least,
             _member: stream.as_ref().and_then(|stream| lease.join(stream)),
+            trial: lease.trial(),
             lease,
         };
         Ok((exchange, response))
@@ -226,6 +229,7 @@ impl Exchange {
         let head = match head {
             Ok(head) => head,
             Err(error) if error.side() == Side::Upstream => {
+                self.fails(&error);
                 return Ok(Err(Box::new((Failure::Failed(error), self.pump.rewind()))));
             }
             Err(error) => return Err(error),
@@ -238,12 +242,16 @@ impl Exchange {
                 let failure = if refused {
                     Failure::Refused(error)
                 } else {
+                    self.fails(&error);
                     Failure::Failed(error)
                 };
                 return Ok(Err(Box::new((failure, self.pump.rewind()))));
             }
         };
         parts.version = Version::HTTP_11;
+        if let Some(trial) = &mut self.trial {
+            trial.answered(parts.status);
+        }
         let most_headers = self.lease.max_headers();
         if parts.headers.len() > most_headers {
             let message = format!(
@@ -262,6 +270,9 @@ impl Exchange {
         let body = receive::body(download, self.sender.clone());
         if body.is_end_stream() {
             self.complete = true;
+            if let Some(trial) = self.trial.take() {
+                trial.ends_with_head(&parts.headers);
+            }
             let response = Response::from_parts(parts, Body::empty());
             return Ok(match grpc_status(response.headers()) {
                 Some(code) if attempts.matches(code) => {
@@ -277,6 +288,12 @@ impl Exchange {
             body,
         };
         Ok(Ok(Response::from_parts(parts, Body::new(download))))
+    }
+
+    fn fails(&mut self, error: &Error) {
+        if let Some(trial) = self.trial.take() {
+            trial.fails(error);
+        }
     }
 
     /// The answer has begun, and there will be no other attempt.
@@ -380,6 +397,7 @@ impl http_body::Body for Download {
         let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
         // The response is over: whatever the client still sends is not wanted any more.
         this.exchange.complete |= !matches!(&frame, Some(Ok(frame)) if frame.is_data());
+        judge(&mut this.exchange.trial, frame.as_ref());
         Poll::Ready(frame)
     }
 

@@ -11,7 +11,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use serde_json::{Value, json};
@@ -42,6 +42,7 @@ pub(crate) struct Directory {
     checking: OnceLock<AbortHandle>,
     /// Where both are done.
     runtime: Handle,
+    ejecting: Mutex<()>,
 }
 
 // === impl Directory ===
@@ -55,6 +56,7 @@ impl Directory {
             looking: OnceLock::new(),
             checking: OnceLock::new(),
             runtime,
+            ejecting: Mutex::default(),
             settings,
             stats,
         };
@@ -75,6 +77,11 @@ impl Directory {
                 self.runtime.spawn(checking).abort_handle()
             });
         }
+    }
+
+    /// Held by whoever takes an endpoint out.
+    pub(super) fn ejecting(&self) -> MutexGuard<'_, ()> {
+        (self.ejecting.lock()).unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The endpoints now.

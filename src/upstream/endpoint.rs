@@ -6,7 +6,7 @@
 //! - the pools say that a dial has failed or succeeded (`Endpoint::unreachable`, `Endpoint::reached`), and how many streams
 //!   there are;
 //! - whoever checks its health says [`Endpoint::set_healthy`];
-//! - whoever judges its streams says [`Endpoint::eject`] and [`Endpoint::readmit`].
+//! - whoever judges its streams says [`Endpoint::eject`].
 //!
 //! An endpoint that is new among others, or that comes back, begins with a small share of the streams, which grows to the full
 //! one in the course of `slow_start`.
@@ -37,6 +37,10 @@ pub struct Endpoint {
     streams: AtomicUsize,
     unhealthy: AtomicBool,
     ejected: Until,
+    /// Streams that ended badly, one after another.
+    bad_ends: AtomicU32,
+    /// Times that it was taken out since a stream went well.
+    ejections: AtomicU32,
     unreachable: Until,
     warming: Until,
     slow_start: Duration,
@@ -93,6 +97,8 @@ impl Endpoint {
             streams: AtomicUsize::new(0),
             unhealthy: AtomicBool::new(false),
             ejected: Until::default(),
+            bad_ends: AtomicU32::new(0),
+            ejections: AtomicU32::new(0),
             unreachable: Until::default(),
             warming: Until::default(),
             slow_start,
@@ -178,15 +184,37 @@ impl Endpoint {
         news
     }
 
-    /// Takes it out for so long.
-    pub fn eject(&self, time: Duration) {
+    /// Takes it out for so long, and longer each further time until a stream goes well there; tells how long. It comes back slowly.
+    pub fn eject(&self, first: Duration, longest: Duration) -> Duration {
+        let times = self.ejections.fetch_add(1, Relaxed).saturating_add(1);
+        let time = first.saturating_mul(times).min(longest);
         self.set(&self.ejected, time);
+        if !self.slow_start.is_zero() {
+            self.set(&self.warming, time + self.slow_start);
+        }
+        self.bad_ends.store(0, Relaxed);
+        time
     }
 
-    /// Takes it in again before its time, or at the end of it.
-    pub fn readmit(&self) {
-        if self.ejected.0.swap(0, Relaxed) != 0 {
-            self.warm_up();
+    /// Whether its streams ended so badly that it is out.
+    pub(crate) fn is_ejected(&self) -> bool {
+        self.is_before(&self.ejected)
+    }
+
+    /// A stream ended badly there; tells how many have, one after another.
+    pub(crate) fn went_badly(&self) -> u32 {
+        self.bad_ends.fetch_add(1, Relaxed).saturating_add(1)
+    }
+
+    /// A stream went well there.
+    pub(crate) fn went_well(&self) {
+        // Read first: all workers share the line of memory, and most streams go well.
+        if self.bad_ends.load(Relaxed) != 0 {
+            self.bad_ends.store(0, Relaxed);
+        }
+        // One that had begun before it was taken out says nothing of later ones.
+        if self.ejections.load(Relaxed) != 0 && !self.is_ejected() {
+            self.ejections.store(0, Relaxed);
         }
     }
 
@@ -287,17 +315,30 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn ejected_endpoint_is_back_after_its_time_or_when_readmitted() {
+    async fn ejected_endpoint_is_back_after_its_time_and_the_next_time_is_longer() {
         let endpoint = endpoint(Duration::ZERO);
 
-        endpoint.eject(30 * SECOND);
+        assert_eq!(endpoint.eject(30 * SECOND, 45 * SECOND), 30 * SECOND);
         assert_eq!(endpoint.state(), State::Ejected);
+        endpoint.went_well();
         tokio::time::advance(30 * SECOND).await;
         assert!(endpoint.is_available());
 
-        endpoint.eject(30 * SECOND);
-        endpoint.readmit();
-        assert!(endpoint.is_available());
+        assert_eq!(endpoint.eject(30 * SECOND, 45 * SECOND), 45 * SECOND);
+        tokio::time::advance(45 * SECOND).await;
+        endpoint.went_well();
+        assert_eq!(endpoint.eject(30 * SECOND, 45 * SECOND), 30 * SECOND);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bad_ends_count_only_in_a_row() {
+        let endpoint = endpoint(Duration::ZERO);
+
+        assert_eq!((endpoint.went_badly(), endpoint.went_badly()), (1, 2));
+        endpoint.went_well();
+        assert_eq!(endpoint.went_badly(), 1);
+        endpoint.eject(SECOND, SECOND);
+        assert_eq!(endpoint.went_badly(), 1);
     }
 
     #[test]

@@ -30,6 +30,7 @@ use crate::{
     upstream::{
         Shared, balance,
         endpoint::{Endpoint, Live},
+        outlier::Trial,
     },
 };
 
@@ -131,10 +132,9 @@ impl Pool {
                 .map_err(io::Error::other)?;
             Ok((transport, sender, connection))
         };
-        let (transport, sender, connection) = opened.await.map_err(|error: io::Error| {
-            self.endpoint.unreachable();
-            self.shared.no_connection(self.endpoint.address(), &error)
-        })?;
+        let (transport, sender, connection) = opened
+            .await
+            .map_err(|error: io::Error| self.shared.no_connection(&self.endpoint, &error))?;
         self.endpoint.reached();
         let shared = Rc::clone(&self.shared);
         spawn_local(async move {
@@ -241,6 +241,11 @@ impl Lease {
                 .map_err(|error| self.lost(error));
         }
         Err(self.lost(failure.into_error()))
+    }
+
+    /// What the exchange will say about the endpoint, if endpoints are judged.
+    pub(crate) fn trial(&self) -> Option<Trial> {
+        Trial::begin(&self.pool.shared.directory, &self.pool.endpoint)
     }
 
     /// How much of a response may wait for the client.

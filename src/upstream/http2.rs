@@ -39,6 +39,7 @@ use crate::{
     upstream::{
         Shared, balance,
         endpoint::{Endpoint, Live},
+        outlier::Trial,
     },
 };
 
@@ -215,8 +216,7 @@ impl Pool {
                 }
             }
             Err(error) => {
-                self.endpoint.unreachable();
-                let error = self.shared.no_connection(self.endpoint.address(), &error);
+                let error = self.shared.no_connection(&self.endpoint, &error);
                 self.fail_waiting(&error);
                 drop(guard);
             }
@@ -398,6 +398,11 @@ impl Lease {
             label: Arc::clone(label),
             silence: Rc::clone(&self.connection.silence),
         }
+    }
+
+    /// What the stream will say about the endpoint, if endpoints are judged.
+    pub(crate) fn trial(&self) -> Option<Trial> {
+        Trial::begin(&self.pool.shared.directory, &self.pool.endpoint)
     }
 
     /// Most headers that an answer may have.

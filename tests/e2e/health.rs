@@ -2,4 +2,5 @@
 
 mod checks;
 mod keepalive;
+mod outliers;
 mod service;

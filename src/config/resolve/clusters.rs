@@ -26,6 +26,9 @@ impl Resolve<'_> {
         let health_check = raw
             .health_check
             .map(|check| self.health_check(check, protocol, &format!("{path}.health_check")));
+        let outlier = raw
+            .outlier
+            .map(|outlier| self.outlier(outlier, &format!("{path}.outlier")));
         Cluster {
             label: format!("cluster {name}"),
             name,
@@ -34,6 +37,7 @@ impl Resolve<'_> {
             slow_start: or(raw.slow_start, Duration::ZERO),
             dismiss_removed: raw.dismiss_removed.unwrap_or(false),
             health_check,
+            outlier,
             protocol,
             tls,
             http2: http2::resolve(&http2, windows),

@@ -1,10 +1,10 @@
-//! How endpoints are asked whether they are well.
+//! How endpoints are asked whether they are well, and judged.
 
 use http::uri::PathAndQuery;
 use thalweg_filters::units::Count;
 
 use super::{Resolve, or};
-use crate::config::{HealthCheck, Protocol, Question, raw};
+use crate::config::{HealthCheck, Outlier, Protocol, Question, raw};
 
 impl Resolve<'_> {
     /// Of a cluster that speaks `protocol`.
@@ -58,6 +58,23 @@ impl Resolve<'_> {
             timeout: or(raw.timeout, HealthCheck::TIMEOUT),
             healthy: raw.healthy.map_or(HealthCheck::HEALTHY, Count::u32),
             unhealthy: raw.unhealthy.map_or(HealthCheck::UNHEALTHY, Count::u32),
+        }
+    }
+
+    pub(super) fn outlier(&mut self, raw: raw::Outlier, path: &str) -> Outlier {
+        let default = Outlier::default();
+        let statuses = raw
+            .statuses
+            .map(|statuses| self.statuses(&statuses, &format!("{path}.statuses")));
+        Outlier {
+            consecutive: raw.consecutive.map_or(default.consecutive, Count::u32),
+            young: or(raw.young, default.young),
+            statuses: statuses.unwrap_or(default.statuses),
+            ejection: or(raw.ejection, default.ejection),
+            max_ejection: or(raw.max_ejection, default.max_ejection),
+            max_ejected_percent: raw
+                .max_ejected_percent
+                .map_or(default.max_ejected_percent, Count::u32),
         }
     }
 

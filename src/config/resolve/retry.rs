@@ -12,7 +12,8 @@ impl Resolve<'_> {
     pub(super) fn route_retry(&mut self, raw: raw::RouteRetry, path: &str) -> RouteRetry {
         let default = RouteRetry::default();
         let budget = raw.budget.unwrap_or_default();
-        let matching = (raw.matching).map(|statuses| self.statuses(&statuses, path));
+        let matching =
+            (raw.matching).map(|statuses| self.statuses(&statuses, &format!("{path}.matching")));
         let waits = (RouteRetry::FIRST, RouteRetry::MAX_INTERVAL);
         RouteRetry {
             max_retries: raw.max_retries.map_or(default.max_retries, Count::u32),
@@ -29,7 +30,8 @@ impl Resolve<'_> {
     /// Of the handshakes of a binding.
     pub(super) fn retry(&mut self, raw: raw::Retry, path: &str) -> Retry {
         let default = Retry::default();
-        let matching = (raw.matching).map(|statuses| self.statuses(&statuses, path));
+        let matching =
+            (raw.matching).map(|statuses| self.statuses(&statuses, &format!("{path}.matching")));
         Retry {
             backoff: match raw.policy.unwrap_or_default() {
                 raw::RetryPolicy::Constant => {
@@ -91,10 +93,10 @@ impl Resolve<'_> {
     }
 
     /// Statuses by name or number, each once.
-    fn statuses(&mut self, statuses: &[raw::Status], path: &str) -> Vec<Code> {
+    pub(super) fn statuses(&mut self, statuses: &[raw::Status], path: &str) -> Vec<Code> {
         let mut codes = Vec::new();
         for (index, raw::Status(status)) in statuses.iter().enumerate() {
-            match self.status(status, &format!("{path}.matching[{index}]")) {
+            match self.status(status, &format!("{path}[{index}]")) {
                 Some(code) if !codes.contains(&code) => codes.push(code),
                 _ => {}
             }
