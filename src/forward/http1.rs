@@ -49,7 +49,7 @@ pub(crate) async fn exchange(
     headers::for_http1(&mut parts)?;
     // Read from now on, also while there is no connection yet.
     let body = eager(body);
-    let opening = endpoints.open(&parts.headers, http1::Pool::lease);
+    let opening = endpoints.open(&parts.headers, None, http1::Pool::lease);
     let mut lease = connected(cluster, timeouts, opening).await?;
     let mut trial = lease.trial();
     let response = match lease.send(Request::from_parts(parts, body)).await {

@@ -7,6 +7,7 @@
 use std::{
     future::Future,
     pin::{Pin, pin},
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -44,13 +45,16 @@ pub(crate) async fn exchange(
     let deadline = stream.as_ref().and_then(StreamContext::deadline);
     let mut intake = Intake::new(body);
     let mut attempts = Attempts::new(retries);
+    // Where the last attempt failed.
+    let mut failed_at = None;
     loop {
-        let opening = endpoints.open(&parts.headers, http2::Pool::lease);
+        let opening = endpoints.open(&parts.headers, failed_at.as_ref(), http2::Pool::lease);
         let lease = connected(cluster, timeouts, opening);
         let (failure, rest) = match reading(&mut intake, lease).await? {
             // Every endpoint was tried.
             Err(error) => (Failure::Failed(error), Some(intake)),
             Ok(lease) => {
+                failed_at = Some(Arc::clone(lease.endpoint()));
                 let head = head(&mut parts, &attempts, deadline);
                 let opened =
                     Exchange::open(cluster, lease, head, intake, &stream, timeouts, &attempts);

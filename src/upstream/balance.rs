@@ -82,10 +82,12 @@ impl<P: Pool> Balance<P> {
     }
 
     /// Tries `open` on the best endpoint, and on the next best while it fails: nothing was sent yet, so nothing is lost. When
-    /// none is available, one of the others is tried after all. The headers are the request's.
+    /// none is available, one of the others is tried after all. The headers are the request's; `avoided` is tried when there is no
+    /// other left.
     pub(crate) async fn open<T, F>(
         &self,
         headers: &HeaderMap,
+        avoided: Option<&Arc<Endpoint>>,
         open: impl Fn(Rc<P>) -> F,
     ) -> Result<T, Error>
     where
@@ -99,7 +101,7 @@ impl<P: Pool> Balance<P> {
         self.shared.admit()?;
         let mut failure = None;
         let mut tried: Vec<Rc<P>> = Vec::new();
-        while let Some(pool) = self.choose(key, &tried) {
+        while let Some(pool) = self.choose(key, avoided, &tried) {
             match open(Rc::clone(&pool)).await {
                 Ok(opened) => return Ok(opened),
                 Err(error) => failure = Some(error),
@@ -109,11 +111,22 @@ impl<P: Pool> Balance<P> {
         Err(failure.unwrap_or_else(|| self.shared.no_endpoints()))
     }
 
-    fn choose(&self, key: Option<u64>, tried: &[Rc<P>]) -> Option<Rc<P>> {
+    fn choose(
+        &self,
+        key: Option<u64>,
+        avoided: Option<&Arc<Endpoint>>,
+        tried: &[Rc<P>],
+    ) -> Option<Rc<P>> {
         let mut state = self.state.borrow_mut();
         let State { chooser, pools } = &mut *state;
         let is_tried = |index: usize| tried.iter().any(|pool| Rc::ptr_eq(pool, &pools[index]));
-        let chosen = chooser.choose(key, is_tried);
+        let is_avoided = |index: usize| {
+            avoided.is_some_and(|avoided| Arc::ptr_eq(avoided, pools[index].endpoint()))
+        };
+        let mut chosen = chooser.choose(key, |index| is_tried(index) || is_avoided(index));
+        if chosen.is_none() && avoided.is_some() {
+            chosen = chooser.choose(key, is_tried);
+        }
         let chosen = chosen.or_else(|| {
             let any = chooser.any(key).filter(|_| tried.is_empty())?;
             self.shared.stats.none_available.increment();

@@ -400,6 +400,11 @@ impl Lease {
         }
     }
 
+    /// Where the stream goes.
+    pub(crate) fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.pool.endpoint
+    }
+
     /// What the stream will say about the endpoint, if endpoints are judged.
     pub(crate) fn trial(&self) -> Option<Trial> {
         Trial::begin(&self.pool.shared.directory, &self.pool.endpoint)

@@ -7,7 +7,7 @@ use crate::support::{
     client::Client,
     proxy::{TestProxy, Yaml},
     raw::{self, RawUpstream},
-    upstream::{Call, Upstream, builder},
+    upstream::{Call, Upstream, builder, echo},
 };
 
 const PATH: &str = "/e2e.Echo/Talk";
@@ -84,6 +84,25 @@ async fn stream_that_a_goaway_leaves_out_goes_to_another_connection_and_others_g
     peer.write(&answer(begun)).await;
     assert_eq!(first.answer().await.code(), Code::Ok);
     assert_eq!(proxy.metric(RETRIES).await, 1);
+}
+
+#[tokio::test]
+async fn refused_stream_goes_to_another_endpoint_if_there_is_one() {
+    let refusing = Upstream::start().await.serve(|mut call| async move {
+        call.reset(Reason::REFUSED_STREAM);
+    });
+    let taking = Upstream::start().await.serve(echo);
+    for policy in ["least_streams", "round_robin"] {
+        let yaml = Yaml::to(&refusing).and(&taking);
+        let proxy = yaml.cluster(&format!("balance: {policy}")).start().await;
+        let client = Client::connect(&proxy).await;
+
+        for _ in 0..40 {
+            assert_eq!(client.unary(PATH, b"hi").await.code(), Code::Ok);
+        }
+
+        assert!(proxy.metric(RETRIES).await > 0, "nothing was refused");
+    }
 }
 
 #[tokio::test]
