@@ -458,6 +458,17 @@ impl ProxyProtocol {
     }
 }
 
+// === impl Cluster ===
+
+impl Cluster {
+    /// Whether streams end on endpoints that are found not to be well.
+    pub(crate) fn dismisses_unhealthy(&self) -> bool {
+        self.health_check
+            .as_ref()
+            .is_some_and(|check| check.dismiss)
+    }
+}
+
 // === impl Admin ===
 
 impl fmt::Debug for Admin {

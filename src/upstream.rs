@@ -215,6 +215,15 @@ impl Shared {
         )
     }
 
+    /// What they hear when its health checks fail.
+    fn found_unhealthy(&self, endpoint: &Endpoint) -> Error {
+        let address = endpoint.address();
+        self.unavailable(
+            "endpoint_unhealthy",
+            format_args!("{address} is not well by its health checks (health_check.dismiss)"),
+        )
+    }
+
     fn too_late(&self) -> Error {
         self.stats.connect_timeouts.increment();
         self.unavailable(

@@ -17,6 +17,8 @@ pub struct HealthCheck {
     pub healthy: u32,
     /// Bad checks in a row until it is not; at least 1.
     pub unhealthy: u32,
+    /// Whether gRPC streams on an endpoint end when it is found not to be well.
+    pub dismiss: bool,
 }
 
 /// What an endpoint is asked.

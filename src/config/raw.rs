@@ -408,6 +408,11 @@ pub(super) struct HealthCheck {
     /// Bad checks in a row that it takes to be well no more. Default `3`: one may be lost.
     #[schemars(range(min = 1, max = 1000))]
     pub(super) unhealthy: Option<Count>,
+
+    /// `true` ends gRPC streams on an endpoint that is found not to be well, between two messages, so
+    /// that their clients open them elsewhere; but not while no other endpoint is available. Default
+    /// `false`: it may still serve the streams that it has.
+    pub(super) dismiss: Option<bool>,
 }
 
 /// Calls `grpc.health.v1.Health/Check`.

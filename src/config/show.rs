@@ -206,6 +206,7 @@ fn health_check(check: &HealthCheck) -> Value {
         "timeout": duration(check.timeout),
         "healthy": check.healthy,
         "unhealthy": check.unhealthy,
+        "dismiss": check.dismiss,
     });
     match &check.question {
         Question::Grpc { service } => all["grpc"] = json!({"service": service}),

@@ -20,7 +20,7 @@ use super::{
     Shared,
     choose::Chooser,
     directory::Directory,
-    endpoint::Endpoint,
+    endpoint::{Endpoint, State},
     roster::{Roster, hash},
 };
 use crate::config;
@@ -28,10 +28,10 @@ use crate::config;
 /// The endpoints of a cluster, each with its connections of type `P`.
 pub(crate) struct Balance<P: Pool> {
     shared: Rc<Shared>,
-    state: RefCell<State<P>>,
+    state: RefCell<Now<P>>,
 }
 
-struct State<P> {
+struct Now<P> {
     chooser: Chooser,
     /// In the order of the chooser's roster.
     pools: Vec<Rc<P>>,
@@ -65,7 +65,7 @@ impl<P: Pool> Balance<P> {
         let pools = pools.collect();
         let balance = Rc::new(Self {
             shared,
-            state: RefCell::new(State { chooser, pools }),
+            state: RefCell::new(Now { chooser, pools }),
         });
         let weak: Weak<Self> = Rc::downgrade(&balance);
         // It ends with the directory, and sooner if a change finds nobody here.
@@ -78,6 +78,18 @@ impl<P: Pool> Balance<P> {
                 balance.follow(roster);
             }
         });
+        if balance.shared.settings.dismisses_unhealthy() {
+            let mut unwell = directory.unwell();
+            let weak: Weak<Self> = Rc::downgrade(&balance);
+            spawn_local(async move {
+                while unwell.changed().await.is_ok() {
+                    let Some(balance) = weak.upgrade() else {
+                        return;
+                    };
+                    balance.dismiss_unhealthy();
+                }
+            });
+        }
         balance
     }
 
@@ -118,7 +130,7 @@ impl<P: Pool> Balance<P> {
         tried: &[Rc<P>],
     ) -> Option<Rc<P>> {
         let mut state = self.state.borrow_mut();
-        let State { chooser, pools } = &mut *state;
+        let Now { chooser, pools } = &mut *state;
         let is_tried = |index: usize| tried.iter().any(|pool| Rc::ptr_eq(pool, &pools[index]));
         let is_avoided = |index: usize| {
             avoided.is_some_and(|avoided| Arc::ptr_eq(avoided, pools[index].endpoint()))
@@ -133,6 +145,20 @@ impl<P: Pool> Balance<P> {
             Some(any)
         })?;
         Some(Rc::clone(&pools[chosen]))
+    }
+
+    /// Ends the streams on endpoints that are not well, if there is another place for them.
+    fn dismiss_unhealthy(&self) {
+        let state = self.state.borrow();
+        if state.chooser.roster().available() == 0 {
+            return;
+        }
+        for pool in &state.pools {
+            let endpoint = pool.endpoint();
+            if endpoint.state() == State::Unhealthy {
+                pool.dismiss(&self.shared.found_unhealthy(endpoint));
+            }
+        }
     }
 
     /// Takes up a change.

@@ -45,6 +45,8 @@ pub(super) struct Checker {
     settings: HealthCheck,
     tls: Option<Arc<tls::Upstream>>,
     stats: Arc<ClusterStats>,
+    /// Tells the workers that an endpoint was taken out.
+    unwell: watch::Sender<()>,
 }
 
 /// What is known of an endpoint, and how many checks in a row have said otherwise.
@@ -115,6 +117,7 @@ impl Checker {
         cluster: &config::Cluster,
         tls: Option<&Arc<tls::Upstream>>,
         stats: &Arc<ClusterStats>,
+        unwell: &watch::Sender<()>,
     ) -> Option<Self> {
         Some(Self {
             cluster: cluster.name.clone(),
@@ -122,6 +125,7 @@ impl Checker {
             settings: cluster.health_check.clone()?,
             tls: tls.map(Arc::clone),
             stats: Arc::clone(stats),
+            unwell: unwell.clone(),
         })
     }
 
@@ -149,6 +153,7 @@ impl Checker {
             Ok(()) => tracing::info!(%cluster, %endpoint, "the endpoint is well again"),
             Err(fault) => {
                 self.stats.unhealthy.increment();
+                self.unwell.send_replace(());
                 tracing::warn!(%cluster, %endpoint, fault, "the endpoint is not well, and gets no new streams");
             }
         }
@@ -329,6 +334,7 @@ mod tests {
             timeout: Duration::from_secs(2),
             healthy: 2,
             unhealthy: 3,
+            dismiss: false,
         }
     }
 

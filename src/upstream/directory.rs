@@ -43,6 +43,8 @@ pub(crate) struct Directory {
     /// Where both are done.
     runtime: Handle,
     ejecting: Mutex<()>,
+    /// News whenever an endpoint is found not to be well.
+    unwell: watch::Sender<()>,
 }
 
 // === impl Directory ===
@@ -57,6 +59,7 @@ impl Directory {
             checking: OnceLock::new(),
             runtime,
             ejecting: Mutex::default(),
+            unwell: watch::Sender::new(()),
             settings,
             stats,
         };
@@ -71,12 +74,17 @@ impl Directory {
     /// Has the endpoints asked whether they are well, if the settings want it, from the first call on. `tls` is that of the
     /// cluster.
     pub(super) fn check_health(&self, tls: Option<&Arc<tls::Upstream>>) {
-        if let Some(checker) = Checker::of(&self.settings, tls, &self.stats) {
+        if let Some(checker) = Checker::of(&self.settings, tls, &self.stats, &self.unwell) {
             self.checking.get_or_init(|| {
                 let checking = check::all(self.rosters(), Arc::new(checker));
                 self.runtime.spawn(checking).abort_handle()
             });
         }
+    }
+
+    /// News whenever an endpoint is found not to be well.
+    pub(crate) fn unwell(&self) -> watch::Receiver<()> {
+        self.unwell.subscribe()
     }
 
     /// Held by whoever takes an endpoint out.

@@ -417,7 +417,8 @@ impl Lease {
 
     /// Lets a stream end with the endpoint, if the cluster wants it. Plain HTTP has no messages between which it could.
     pub(crate) fn join(&self, stream: &StreamContext) -> Option<Member> {
-        let ends = self.pool.shared.settings.dismiss_removed;
+        let settings = &self.pool.shared.settings;
+        let ends = settings.dismiss_removed || settings.dismisses_unhealthy();
         let joins = ends && stream.protocol() == Protocol::Grpc;
         joins.then(|| self.pool.streams.join(stream))
     }

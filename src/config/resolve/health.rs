@@ -58,6 +58,7 @@ impl Resolve<'_> {
             timeout: or(raw.timeout, HealthCheck::TIMEOUT),
             healthy: raw.healthy.map_or(HealthCheck::HEALTHY, Count::u32),
             unhealthy: raw.unhealthy.map_or(HealthCheck::UNHEALTHY, Count::u32),
+            dismiss: raw.dismiss.unwrap_or(false),
         }
     }
 

@@ -17,6 +17,7 @@ use tokio::{
 
 use crate::support::{
     client::Client,
+    framed,
     proxy::Yaml,
     upstream::{Call, Served, Upstream, nobody},
 };
@@ -120,6 +121,47 @@ async fn endpoint_that_is_not_well_gets_no_new_streams_keeps_the_old_and_comes_b
     proxy.metric_is(AVAILABLE, 2).await;
     while !answered(&client, 1).await.contains(&"ill".to_owned()) {}
     assert_eq!(proxy.metric(TURNED).await, 1);
+}
+
+#[tokio::test]
+async fn streams_of_an_endpoint_that_is_not_well_end_between_two_messages_where_that_is_wanted() {
+    let says = Says::new(ServingStatus::Serving);
+    let ill = named("ill", "it", &says).await;
+    let well = named("well", "it", &Says::new(ServingStatus::Serving)).await;
+    let proxy = Yaml::to(&ill)
+        .and(&well)
+        .cluster("balance: round_robin")
+        .cluster("health_check: {grpc: {service: it}, interval: 20ms, unhealthy: 1, dismiss: true}")
+        .start()
+        .await;
+    let client = Client::connect(&proxy).await;
+    let mut streams = Vec::new();
+    for _ in 0..4 {
+        let mut call = client.call(PATH, &[]).await;
+        let (_, mut news) = call.head().await;
+        let name = news.message().await.unwrap();
+        // Half a message is on its way when the endpoint falls ill.
+        call.outgoing.data(framed(b"cut in two").slice(..7)).await;
+        streams.push((name, call, news));
+    }
+
+    says.now(ServingStatus::NotServing);
+    proxy.metric_is(AVAILABLE, 1).await;
+
+    for (name, mut call, mut news) in streams {
+        call.outgoing.data(framed(b"cut in two").slice(7..)).await;
+        if name == b"well"[..] {
+            assert_eq!(news.message().await.unwrap(), b"cut in two"[..]);
+            call.outgoing.end();
+            assert_eq!(news.rest().await.1.unwrap()["grpc-status"], "0");
+            continue;
+        }
+        let trailers = news.rest().await.1.unwrap();
+        assert_eq!(trailers["grpc-status"], "14");
+        assert_eq!(trailers["thalweg-reason"], "endpoint_unhealthy");
+        let text = trailers["grpc-message"].to_str().unwrap();
+        assert!(text.contains("health_check.dismiss"), "{text}");
+    }
 }
 
 #[tokio::test]
