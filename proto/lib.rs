@@ -18,6 +18,7 @@
 //! | [`bindings`] | the messages of output bindings, and how payload is wrapped in them |
 //! | [`health`] | the messages of gRPC's health checks |
 //! | [`proxy`] | the header of the PROXY protocol |
+//! | [`path`] | whether every server reads a path the same way |
 //! | [`method`] | `/package.Service/Method`, and which content types are gRPC |
 //!
 //! `tests/chunking.rs` and `tests/proxy.rs` hold the properties, `fuzz/` a fuzz target for each parser. `schema/` has the messages of bindings and of health checks
@@ -29,6 +30,7 @@ pub mod field;
 pub mod frame;
 pub mod health;
 pub mod method;
+pub mod path;
 pub mod proxy;
 pub mod status;
 
