@@ -2,7 +2,8 @@
 //!
 //! hyper asks for the next chunk of a body when it has room to write, and leaves an HTTP/2 stream unread until then. But a
 //! stream that is left unread is one whose small frames pile up until the connection closes itself. So a task of its own
-//! reads all that comes into a [`Stage`], which the stream's window bounds, and the sink reads from there.
+//! reads all that comes into a [`Stage`], which the stream's window bounds, and the sink reads from there. While the sink asks for
+//! nothing, what has come waits.
 
 use std::{
     cell::RefCell,
@@ -35,6 +36,8 @@ struct Queue {
     staged: Stage,
     end: Option<Result<Option<HeaderMap>, Error>>,
     sink: Option<Waker>,
+    /// The sink has had its turn, and left what is there.
+    left: bool,
 }
 
 /// The same body, read ahead.
@@ -56,7 +59,14 @@ pub(crate) fn eager(body: Body) -> Body {
 async fn read(mut body: Body, queue: Rc<RefCell<Queue>>) {
     let mut ended = false;
     while !ended {
-        let frame = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
+        let frame = std::future::poll_fn(|cx| {
+            let frame = Pin::new(&mut body).poll_frame(cx);
+            if frame.is_pending() {
+                queue.borrow_mut().rest();
+            }
+            frame
+        });
+        let frame = frame.await;
         let mut queue = queue.borrow_mut();
         match frame.map(|frame| frame.map(Frame::into_data)) {
             Some(Ok(Ok(chunk))) => queue.staged.push(chunk),
@@ -65,9 +75,22 @@ async fn read(mut body: Body, queue: Rc<RefCell<Queue>>) {
             None => queue.end = Some(Ok(None)),
         }
         ended = queue.end.is_some();
+        if ended {
+            queue.rest();
+        }
         if let Some(sink) = queue.sink.take() {
             sink.wake();
         }
+    }
+}
+
+impl Queue {
+    /// Nothing more comes for now. A sink that has found nothing takes what is there in its next turn; any other has to be waited for.
+    fn rest(&mut self) {
+        if self.left {
+            self.staged.wait();
+        }
+        self.left |= !self.staged.is_empty();
     }
 }
 
@@ -84,6 +107,7 @@ impl http_body::Body for Eager {
         if !queue.staged.is_empty() {
             let piece = queue.staged.pop(PIECE);
             this.taken += piece.len() as u64;
+            queue.left = true;
             return Poll::Ready(Some(Ok(Frame::data(piece))));
         }
         match queue.end.replace(Ok(None)) {
@@ -93,6 +117,7 @@ impl http_body::Body for Eager {
             Some(Err(error)) => Poll::Ready(Some(Err(error))),
             None => {
                 queue.end = None;
+                queue.left = false;
                 queue.sink = Some(cx.waker().clone());
                 drop(queue);
                 // It ends without a word only in a panic.
@@ -130,6 +155,7 @@ impl Drop for Eager {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use tokio::task::LocalSet;
 
     use super::*;
@@ -146,6 +172,51 @@ mod tests {
         ) -> Poll<Option<Result<Frame<Chunk>, Error>>> {
             panic!("on purpose")
         }
+    }
+
+    /// A body that says what it is told.
+    struct Told(tokio::sync::mpsc::UnboundedReceiver<Bytes>);
+
+    impl http_body::Body for Told {
+        type Data = Chunk;
+        type Error = Error;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Chunk>, Error>>> {
+            let chunk = std::task::ready!(self.0.poll_recv(cx));
+            Poll::Ready(chunk.map(|bytes| Ok(Frame::data(bytes.into()))))
+        }
+    }
+
+    #[tokio::test]
+    async fn what_the_sink_leaves_lets_go_of_the_buffers_it_was_read_into() {
+        let buffers = [0; 4].map(|_| Bytes::from(vec![0; 64 * 1024]));
+        let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+        let local = LocalSet::new();
+        local
+            .run_until(async {
+                let mut body = eager(Body::new(Told(receiver)));
+                let said = async |at: usize| {
+                    sender.send(buffers[at].slice(7..2000)).unwrap();
+                    tokio::task::yield_now().await;
+                };
+                said(0).await;
+                assert!(!buffers[0].is_unique(), "it is taken in a moment");
+                let mut next =
+                    async || std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
+                drop(next().await);
+
+                for at in 1..4 {
+                    said(at).await;
+                }
+                assert!(buffers.iter().all(Bytes::is_unique));
+
+                let rest = next().await.unwrap().unwrap().into_data().unwrap();
+                assert_eq!(rest.len(), 3 * 1993);
+            })
+            .await;
     }
 
     #[tokio::test]

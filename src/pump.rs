@@ -5,7 +5,7 @@
 //!
 //! **How.**
 //! 1. Take all that the source has. Its sender keeps to a window, so this is at most one window. Small chunks behind others
-//!    are put together, which makes one frame of many and lets go of the read buffers that they would pin.
+//!    are put together, which makes one frame of many; and what has to wait is copied out of the read buffers that it would pin.
 //! 2. Send what the far side's windows grant. Only bytes that were granted leave, and only then does their credit
 //!    return to the sender.
 //! 3. When all is sent, send the trailers or the end.
@@ -79,7 +79,7 @@ impl Intake {
     }
 
     /// Takes all that has come.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Result<(), Error> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Result<(), Error> {
         while self.ended.is_none() {
             match Pin::new(&mut self.source).poll_frame(cx) {
                 Poll::Pending => break,
@@ -91,6 +91,13 @@ impl Intake {
                 },
             }
         }
+        Ok(())
+    }
+
+    /// Takes all that has come, while there is nowhere to move it.
+    pub(crate) fn poll_waiting(&mut self, cx: &mut Context<'_>) -> Result<(), Error> {
+        self.poll(cx)?;
+        self.staged.wait();
         Ok(())
     }
 
@@ -201,7 +208,7 @@ impl Pump {
                     Poll::Ready(Some(Ok(_))) => continue,
                     Poll::Ready(Some(Err(_)) | None) => return Err(Stop::Sink(None)),
                     Poll::Pending => {
-                        self.intake.staged.unpin_small();
+                        self.intake.staged.wait();
                         return Ok(());
                     }
                 }

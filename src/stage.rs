@@ -1,8 +1,12 @@
 //! What was taken from a stream and waits for the far side.
 //!
-//! Large chunks wait as they are. Small ones that queue up are copied together: one frame goes out instead of many, and the
-//! read buffers that a few bytes each would keep alive are let go. A stage is bounded by its stream's window, since the
-//! credit of what it holds has not been given back.
+//! **Why.** A chunk is a slice of the buffer that a codec has read it into, and keeps all of that for as long as it lies here: sixteen times
+//! its own bytes and more, if other streams' frames lay around it. A stage is bounded by its stream's window, since the credit of
+//! what it holds has not been given back; but a window counts payload, and not memory.
+//!
+//! **How.** What leaves at once leaves as it came; only small chunks behind others are copied together, so that one frame goes out instead of
+//! many. Once something has to wait ([`Stage::wait`]), all of it is copied together, and so is what comes behind it, but for
+//! chunks that are large enough to be most of their buffers.
 
 use std::collections::VecDeque;
 
@@ -12,6 +16,10 @@ use thalweg_filters::{Chunk, body::Credit};
 /// Chunks up to this size are copied together when they queue up; a larger one is cheaper to send as it is.
 const SMALL: usize = 1024;
 
+/// Chunks from this size on stay as they are while they wait. It is the frame that most peers send, and such a one has a buffer of about
+/// its own size.
+const LARGE: usize = 16 * 1024;
+
 /// The most that is put together into one piece.
 const MERGED: usize = 16 * 1024;
 
@@ -19,12 +27,14 @@ const MERGED: usize = 16 * 1024;
 #[derive(Default)]
 pub(crate) struct Stage {
     chunks: VecDeque<Chunk>,
-    /// Small chunks put together, behind all others.
+    /// Chunks put together, behind all others.
     merged: BytesMut,
     merged_credit: Credit,
     len: usize,
-    /// The front is a few bytes in the middle of somebody's read buffer.
-    pins: bool,
+    /// The far side takes no more for now, and nothing here pins what is not its own.
+    waiting: bool,
+    /// How long the front was before parts of it left; zero if it is whole.
+    front_was: usize,
 }
 
 // === impl Stage ===
@@ -43,28 +53,38 @@ impl Stage {
             // It would leave as an empty frame, and some peers count those as an attack.
             return;
         }
-        let first = self.len == 0;
+        let as_it_is = if self.waiting {
+            chunk.len() >= LARGE
+        } else {
+            chunk.len() > SMALL || self.len == 0
+        };
         self.len += chunk.len();
-        if first || chunk.len() > SMALL {
+        if as_it_is {
             self.seal();
-            self.pins = first && chunk.len() <= SMALL;
             self.chunks.push_back(chunk);
-            return;
+        } else {
+            self.merge(chunk);
         }
-        if self.merged.len() + chunk.len() > MERGED {
-            self.seal();
-        }
-        let (bytes, credit) = chunk.into_parts();
-        self.merged.extend_from_slice(&bytes);
-        self.merged_credit.absorb(credit);
     }
 
     /// Puts bytes before all others, whose credit was given back before.
     pub(crate) fn put_back(&mut self, bytes: Bytes) {
         if !bytes.is_empty() {
             self.len += bytes.len();
-            self.pins = false;
+            self.front_was = 0;
             self.chunks.push_front(Chunk::from(bytes));
+        }
+    }
+
+    fn merge(&mut self, mut chunk: Chunk) {
+        while !chunk.is_empty() {
+            let room = MERGED - self.merged.len();
+            let (bytes, credit) = chunk.split_to(chunk.len().min(room)).into_parts();
+            self.merged.extend_from_slice(&bytes);
+            self.merged_credit.absorb(credit);
+            if self.merged.len() == MERGED {
+                self.seal();
+            }
         }
     }
 
@@ -87,24 +107,37 @@ impl Stage {
             .front_mut()
             .expect("`len` counts the bytes of the chunks");
         let chunk = if front.len() <= most {
+            self.front_was = 0;
             self.chunks.pop_front().unwrap_or_default()
         } else {
+            self.front_was = self.front_was.max(front.len());
             front.split_to(most)
         };
         self.len -= chunk.len();
-        self.pins &= !chunk.is_empty()
-            && self
-                .chunks
-                .front()
-                .is_some_and(|front| front.len() <= SMALL);
+        self.waiting &= self.len > 0;
         chunk
     }
 
-    /// A few bytes that have to wait must not hold the whole read buffer that they lie in.
-    pub(crate) fn unpin_small(&mut self) {
-        if std::mem::take(&mut self.pins)
+    /// The far side takes no more for now: what is here lets go of the buffers that it was read into.
+    pub(crate) fn wait(&mut self) {
+        if self.len == 0 {
+            return;
+        }
+        if !std::mem::replace(&mut self.waiting, true) {
+            self.seal();
+            self.front_was = 0;
+            for chunk in std::mem::take(&mut self.chunks) {
+                self.len -= chunk.len();
+                self.push(chunk);
+            }
+        } else if self
+            .chunks
+            .front()
+            .is_some_and(|front| self.front_was >= 2 * front.len())
             && let Some(front) = self.chunks.front_mut()
         {
+            // What is left of it holds the whole. No byte is copied so more often than it can be halved.
+            self.front_was = 0;
             let (bytes, credit) = std::mem::take(front).into_parts();
             *front = Chunk::from_parts(Bytes::copy_from_slice(&bytes), credit);
         }
@@ -172,15 +205,82 @@ mod tests {
         assert_eq!(ledger.held(), 3000);
     }
 
-    #[test]
-    fn waiting_bytes_let_go_of_the_read_buffer() {
-        let buffer = Bytes::from(vec![0; 16 * 1024]);
+    /// Chunks as a codec makes them, each in the middle of a buffer that is far larger, and the buffers.
+    fn read(sizes: &[usize]) -> (Stage, Vec<Bytes>) {
         let mut stage = Stage::default();
-        stage.push(Chunk::from(buffer.slice(..10)));
+        let buffers: Vec<_> = (sizes.iter())
+            .map(|size| {
+                let buffer = Bytes::from(vec![5; 256 * 1024]);
+                stage.push(Chunk::from(buffer.slice(100..100 + size)));
+                buffer
+            })
+            .collect();
+        (stage, buffers)
+    }
 
-        stage.unpin_small();
-        let waiting = stage.pop(10);
+    #[test]
+    fn what_waits_lets_go_of_the_buffers_it_was_read_into() {
+        for sizes in [&[10][..], &[1025], &[1025; 64], &[10, 8000, 10, 16_383]] {
+            let (mut stage, buffers) = read(sizes);
 
-        assert_ne!(waiting.as_slice().as_ptr(), buffer.as_ptr());
+            stage.wait();
+
+            assert!(buffers.iter().all(Bytes::is_unique), "{sizes:?}");
+            let lengths = pop_all(&mut stage, usize::MAX)
+                .into_iter()
+                .map(|chunk| chunk.len());
+            assert_eq!(lengths.sum::<usize>(), sizes.iter().sum::<usize>());
+        }
+    }
+
+    #[test]
+    fn what_comes_behind_what_waits_is_copied_with_it() {
+        let (mut stage, _) = read(&[10]);
+        stage.wait();
+        let buffer = Bytes::from(vec![0; 256 * 1024]);
+
+        stage.push(Chunk::from(buffer.slice(..8000)));
+        assert!(buffer.is_unique());
+        pop_all(&mut stage, usize::MAX);
+        stage.push(Chunk::from(buffer.slice(..8000)));
+
+        assert!(!buffer.is_unique(), "it would leave at once");
+    }
+
+    #[test]
+    fn large_chunk_waits_as_it_is_until_little_of_it_is_left() {
+        let large = Bytes::from(vec![1; 64 * 1024]);
+        let mut stage = Stage::default();
+        stage.push(Chunk::from(large.clone()));
+
+        stage.wait();
+        assert!(!large.is_unique());
+        drop(stage.pop(30 * 1024));
+        stage.wait();
+        assert!(!large.is_unique());
+        drop(stage.pop(3 * 1024));
+        stage.wait();
+
+        assert!(large.is_unique());
+        assert_eq!(stage.pop(usize::MAX).len(), 31 * 1024);
+    }
+
+    #[test]
+    fn order_and_credit_outlive_the_copying() {
+        let sizes = [10, 2000, 20_000, 10, 10, 16_000, 1025];
+        let (ledger, mut stage) = staged(&sizes);
+        let expected: Vec<u8> = (0..)
+            .zip(sizes)
+            .flat_map(|(index, size)| vec![index; size])
+            .collect();
+
+        stage.wait();
+        let chunks = pop_all(&mut stage, 7000);
+
+        let bytes: Vec<u8> = chunks.iter().flat_map(Chunk::as_slice).copied().collect();
+        assert_eq!(bytes, expected);
+        assert_eq!(ledger.held(), expected.len());
+        drop(chunks);
+        assert_eq!(ledger.held(), 0);
     }
 }

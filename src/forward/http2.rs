@@ -98,7 +98,7 @@ async fn reading<F: Future>(intake: &mut Intake, waited_for: F) -> Result<F::Out
     let mut waited_for = pin!(waited_for);
     std::future::poll_fn(|cx| match waited_for.as_mut().poll(cx) {
         Poll::Ready(output) => Poll::Ready(Ok(output)),
-        Poll::Pending => match intake.poll(cx) {
+        Poll::Pending => match intake.poll_waiting(cx) {
             Ok(()) => Poll::Pending,
             Err(error) => Poll::Ready(Err(error)),
         },

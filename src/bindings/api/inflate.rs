@@ -9,7 +9,7 @@
 use std::{
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use ::http::{HeaderName, HeaderValue, Request};
@@ -149,7 +149,10 @@ impl http_body::Body for Inflate {
                 Poll::Ready(None) => this.ended = true,
             }
         }
-        ready!(this.inflated.poll_open(cx));
+        if this.inflated.poll_open(cx).is_pending() {
+            this.waiting.wait();
+            return Poll::Pending;
+        }
         while !this.waiting.is_empty() {
             let piece = this.waiting.pop(PIECE);
             if let Some(chunk) = this.take(piece)? {
