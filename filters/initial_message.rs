@@ -9,8 +9,8 @@
 //! 1. Chunks of the request are held until the first message is whole. Its size is judged by the length that its head
 //!    declares, before any of it is held. At most `max_bytes` and one chunk are held, and those small chunks of which
 //!    thousands might come are put together.
-//! 2. While more is waited for, the sender is paid back for what is held. It may have filled its window with a message that
-//!    is larger than the window, and would then wait for the proxy as the proxy waits for it.
+//! 2. While more is waited for, what is held is copied out of the buffers that it was read into, each of which may be far larger;
+//!    and the sender is paid back for it. It may have filled its window with a message that is larger than the window, and would then wait for the proxy as the proxy waits for it.
 //! 3. There is one deadline, which bytes that trickle in do not move. The body is polled first and the clock second; the
 //!    clock is looked at again after a frame that settled nothing.
 //! 4. If there are fields to read, the message is read where it lies, or decompressed within `max_bytes`.
@@ -45,7 +45,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body::{Body as _, Frame, SizeHint};
 use schemars::JsonSchema;
@@ -128,10 +128,10 @@ struct Rules {
 struct Opening {
     frames: FrameInspector,
     head: Option<Head>,
+    /// What came first and has been paid back.
+    waited: BytesMut,
     /// None of them is empty.
     chunks: VecDeque<Chunk>,
-    /// How many of the last chunks have kept their credit.
-    unpaid: usize,
 }
 
 /// The chunks that were held, and then the rest of the body.
@@ -262,7 +262,7 @@ impl Rules {
         }
 
         let body = Body::new(Rejoined {
-            chunks: opening.chunks,
+            chunks: mem::take(opening.chunks()),
             rest: body,
         });
         Ok(Request::from_parts(parts, body))
@@ -376,23 +376,25 @@ impl Opening {
                 let (more, its_credit) = chunk.into_parts();
                 credit.absorb(its_credit);
                 *last = Chunk::from_parts([bytes, more].concat().into(), credit);
-                self.unpaid = self.unpaid.max(1);
             }
-            _ => {
-                self.chunks.push_back(chunk);
-                self.unpaid += 1;
-            }
+            _ => self.chunks.push_back(chunk),
         }
     }
 
-    /// Returns the credit of what is held.
+    /// Copies what is held, and returns its credit.
     fn pay_back(&mut self) {
-        let unpaid = mem::take(&mut self.unpaid);
-        for chunk in self.chunks.iter_mut().rev().take(unpaid) {
-            let (bytes, credit) = mem::take(chunk).into_parts();
-            drop(credit);
-            *chunk = bytes.into();
+        for chunk in mem::take(&mut self.chunks) {
+            self.waited.extend_from_slice(chunk.as_slice());
         }
+    }
+
+    /// All that is held, in its order.
+    fn chunks(&mut self) -> &mut VecDeque<Chunk> {
+        let waited = mem::take(&mut self.waited).freeze();
+        if !waited.is_empty() {
+            self.chunks.push_front(waited.into());
+        }
+        &mut self.chunks
     }
 
     /// The payload of the first message, which is whole: copied only if it lies in several chunks.
@@ -400,7 +402,7 @@ impl Opening {
         let length = head.length as usize;
         let mut copied = Vec::new();
         let mut skipped = HEAD_SIZE;
-        for chunk in &mut self.chunks {
+        for chunk in self.chunks() {
             let start = skipped.min(chunk.len());
             skipped -= start;
             let end = chunk.len().min(start + length - copied.len());
@@ -419,7 +421,7 @@ impl Opening {
     }
 
     fn broken_off(&self) -> Error {
-        let message = if self.chunks.is_empty() {
+        let message = if self.waited.is_empty() && self.chunks.is_empty() {
             "the stream ended without a message"
         } else {
             "the stream ended within its first message"
@@ -771,6 +773,25 @@ mod tests {
         assert_eq!(*first, payload);
         assert_eq!(whole(response).await, sent);
         assert_eq!(ledger.held(), 0);
+    }
+
+    #[test]
+    fn what_waits_lets_go_of_the_buffers_it_was_read_into() {
+        let buffers = [0; 20].map(|_| Bytes::from(vec![7; 16 * 1024]));
+        let ledger = Ledger::window(1 << 20);
+        let mut opening = Opening::default();
+
+        for turn in buffers.chunks(4) {
+            for buffer in turn {
+                opening.hold(ledger.take(buffer.slice(5..5 + 300)));
+            }
+            opening.pay_back();
+        }
+
+        assert!(buffers.iter().all(Bytes::is_unique));
+        assert_eq!(ledger.held(), 0);
+        let held: usize = opening.chunks().iter().map(Chunk::len).sum();
+        assert_eq!(held, 20 * 300);
     }
 
     #[test]
