@@ -3,8 +3,9 @@
 //! **Why.** A handshake that failed may be tried again, if the next attempt can be given the same request. That takes memory, so there is
 //! a bound to it: what was read is kept up to there, and beyond it the request is spent.
 //!
-//! **How.** All attempts read from one [`Replay`]. What an attempt reads is kept, without its credit, which the sender gets back as
-//! bytes are handed on. Once the stream stands, [`Replay::settle`] lets go of what is kept.
+//! **How.** All attempts read from one [`Replay`]. What an attempt reads is copied, and goes on with its credit, which the sender gets
+//! back as bytes are handed on: kept bytes hold no buffer but their own, however they were cut into frames. Once the stream
+//! stands, [`Replay::settle`] lets go of them.
 
 use std::{
     cell::RefCell,
@@ -16,7 +17,10 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
-use thalweg_filters::{Body, Chunk, Error};
+use thalweg_filters::{Body, Chunk, Error, Side};
+use thalweg_proto::status::Code;
+
+use crate::{pieces::Pieces, stage::Stage};
 
 /// The request of all attempts.
 #[derive(Clone)]
@@ -25,13 +29,14 @@ pub(super) struct Replay(Rc<RefCell<Source>>);
 struct Source {
     body: Body,
     /// Read by an attempt, and there for the next one.
-    kept: Vec<Bytes>,
-    /// How much of `kept` the present attempt has read.
-    at: usize,
-    kept_len: usize,
+    kept: Pieces,
     limit: usize,
+    /// The number of the present attempt.
+    attempt: u64,
+    /// What the present attempt has to read again first.
+    again: VecDeque<Bytes>,
     /// Read while no attempt was under way.
-    ahead: VecDeque<Chunk>,
+    ahead: Stage,
     /// The request has ended, without an error.
     ended: bool,
     /// What was read is not all there any more.
@@ -40,7 +45,10 @@ struct Source {
 }
 
 /// What one attempt reads.
-struct Reader(Replay);
+struct Reader {
+    replay: Replay,
+    attempt: u64,
+}
 
 // === impl Replay ===
 
@@ -50,20 +58,28 @@ impl Replay {
         Self(Rc::new(RefCell::new(Source {
             ended: body.is_end_stream(),
             body,
-            kept: Vec::new(),
-            at: 0,
-            kept_len: 0,
+            kept: Pieces::default(),
             limit,
-            ahead: VecDeque::new(),
+            attempt: 0,
+            again: VecDeque::new(),
+            ahead: Stage::default(),
             spent: false,
             settled: false,
         })))
     }
 
-    /// The request from its beginning. There must be no other reader, and the request not be spent.
+    /// The request from its beginning, which must not be spent. Who reads for an attempt before this one reads no more.
     pub(super) fn body(&self) -> Body {
-        self.0.borrow_mut().at = 0;
-        Body::new(Reader(self.clone()))
+        let mut source = self.0.borrow_mut();
+        source.attempt += 1;
+        source.again = source.kept.sealed().iter().cloned().collect();
+        let attempt = source.attempt;
+        // Whether it has anything to read is asked at once.
+        drop(source);
+        Body::new(Reader {
+            replay: self.clone(),
+            attempt,
+        })
     }
 
     /// Whether another attempt can be given the whole request.
@@ -75,19 +91,21 @@ impl Replay {
     pub(super) fn settle(&self) {
         let mut source = self.0.borrow_mut();
         source.settled = true;
-        source.forget();
+        source.kept = Pieces::default();
     }
 
     /// Reads on while nobody else does; the client's window bounds what comes. Never ready but for an error.
     pub(super) fn poll_ahead(&self, cx: &mut Context<'_>) -> Poll<Error> {
         let mut source = self.0.borrow_mut();
         while !source.ended {
-            match ready!(source.poll_frame(cx)) {
-                Some(Ok(chunk)) => source.ahead.push_back(chunk),
-                Some(Err(error)) => return Poll::Ready(error),
-                None => {}
+            match source.poll_frame(cx) {
+                Poll::Ready(Some(Ok(chunk))) => source.ahead.push(chunk),
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(error),
+                Poll::Ready(None) => {}
+                Poll::Pending => break,
             }
         }
+        source.ahead.wait();
         Poll::Pending
     }
 }
@@ -115,21 +133,13 @@ impl Source {
 
     /// Keeps what the present attempt has read, after all that was kept before.
     fn keep(&mut self, chunk: &Chunk) {
-        self.kept_len += chunk.len();
-        if self.settled || self.spent || self.kept_len > self.limit {
+        if self.settled || self.spent {
             self.spent = true;
+        } else if self.kept.len() + chunk.len() > self.limit {
+            self.spent = true;
+            self.kept = Pieces::default();
         } else {
-            self.kept.push(chunk.bytes());
-            self.at = self.kept.len();
-        }
-        self.forget();
-    }
-
-    /// Lets go of what nobody will read.
-    fn forget(&mut self) {
-        if (self.spent || self.settled) && self.at >= self.kept.len() {
-            self.kept = Vec::new();
-            self.at = 0;
+            self.kept.push(chunk.as_slice());
         }
     }
 }
@@ -144,27 +154,36 @@ impl http_body::Body for Reader {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Chunk>, Error>>> {
-        let mut source = self.0.0.borrow_mut();
-        if let Some(kept) = source.kept.get(source.at).cloned() {
-            source.at += 1;
-            source.forget();
-            return Poll::Ready(Some(Ok(Frame::data(Chunk::from(kept)))));
+        let mut source = self.replay.0.borrow_mut();
+        if self.attempt != source.attempt {
+            // Whoever still holds this body must not take from the next attempt what is its own.
+            return Poll::Ready(Some(Err(Error::new(
+                Code::Cancelled,
+                "attempt_over",
+                Side::Proxy,
+                "another attempt reads the request now",
+            ))));
         }
-        let chunk = match source.ahead.pop_front() {
-            Some(chunk) => chunk,
-            None => match ready!(source.poll_frame(cx)) {
+        if let Some(again) = source.again.pop_front() {
+            return Poll::Ready(Some(Ok(Frame::data(Chunk::from(again)))));
+        }
+        let chunk = if source.ahead.is_empty() {
+            match ready!(source.poll_frame(cx)) {
                 Some(Ok(chunk)) => chunk,
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                 None => return Poll::Ready(None),
-            },
+            }
+        } else {
+            source.ahead.pop(usize::MAX)
         };
         source.keep(&chunk);
         Poll::Ready(Some(Ok(Frame::data(chunk))))
     }
 
     fn is_end_stream(&self) -> bool {
-        let source = self.0.0.borrow();
-        source.at >= source.kept.len()
+        let source = self.replay.0.borrow();
+        self.attempt == source.attempt
+            && source.again.is_empty()
             && source.ahead.is_empty()
             && (source.ended || source.body.is_end_stream())
     }
@@ -247,7 +266,7 @@ mod tests {
 
         assert_eq!(read(&mut first), b"g");
         assert!(!replay.is_intact());
-        assert!(replay.0.borrow().kept.is_empty());
+        assert!(replay.0.borrow().kept.len() == 0);
     }
 
     #[test]
@@ -262,7 +281,7 @@ mod tests {
         say(&sender, b"def");
 
         assert_eq!(read(&mut only), b"def");
-        assert!(replay.0.borrow().kept.is_empty());
+        assert!(replay.0.borrow().kept.len() == 0);
     }
 
     #[test]
@@ -308,5 +327,44 @@ mod tests {
         assert_eq!(ledger.held(), 3);
         assert_eq!(read(&mut replay.body()), b"abc");
         assert_eq!(ledger.held(), 0);
+    }
+
+    /// Padding, wrapping and other streams' frames lie in the same buffers.
+    #[test]
+    fn what_is_kept_or_read_ahead_holds_no_read_buffer() {
+        let (sender, body) = told();
+        let replay = Replay::new(body, 1 << 20);
+        let buffers = [0; 8].map(|_| Bytes::from(vec![9; 64 * 1024]));
+        let (kept, ahead) = buffers.split_at(4);
+
+        for buffer in kept {
+            sender.send(Chunk::from(buffer.slice(5..2000))).unwrap();
+        }
+        read(&mut replay.body());
+        for buffer in ahead {
+            sender.send(Chunk::from(buffer.slice(5..2000))).unwrap();
+        }
+        let mut pause = tokio_test::task::spawn(());
+        assert!(pause.enter(|cx, _| replay.poll_ahead(cx)).is_pending());
+
+        assert!(buffers.iter().all(Bytes::is_unique));
+        assert_eq!(read(&mut replay.body()), [9; 8 * 1995]);
+    }
+
+    /// hyper holds the body of a request for as long as its connection does, which may be longer than the attempt.
+    #[test]
+    fn attempt_that_is_over_takes_nothing_from_the_next() {
+        let (sender, body) = told();
+        let replay = Replay::new(body, 10);
+        let mut first = replay.body();
+        let mut second = replay.body();
+        say(&sender, b"abc");
+
+        let mut task = tokio_test::task::spawn(());
+        let late = task.enter(|cx, _| Pin::new(&mut first).poll_frame(cx));
+
+        assert!(matches!(late, Poll::Ready(Some(Err(_)))));
+        assert!(!first.is_end_stream());
+        assert_eq!(read(&mut second), b"abc");
     }
 }

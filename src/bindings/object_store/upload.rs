@@ -3,7 +3,7 @@
 //! **Why.** Stores take large objects in parts, and want each part whole. So a part is what an upload costs in memory, beside one
 //! window of the client's.
 //!
-//! **How.** Bytes that go into a part have been taken, and their credit returns. When the part is full it is sent, and what comes
+//! **How.** Bytes that go into a part have been taken, and their credit returns; they are copied, so that a part is no more than itself. When the part is full it is sent, and what comes
 //! meanwhile waits with its credit, so the client sends one window more and then waits for the store. An object that fits into one part is
 //! written at once. Nothing is there before all is there: an upload that is given up, for whatever reason, is aborted.
 
@@ -18,7 +18,6 @@ use std::{
 };
 
 use aws_lc_rs::digest;
-use bytes::{Bytes, BytesMut};
 use http_body::Body as _;
 use object_store::{MultipartUpload, PutMode, PutPayload, PutResult, path::Path};
 use thalweg_filters::{Chunk, Error, Side};
@@ -31,10 +30,7 @@ use super::{
     store::Writing,
     wanted::{Checksum, hex},
 };
-use crate::{stage::Stage, telemetry::BindingStats};
-
-/// Pieces up to this size are copied together: each would keep the buffer alive that it lies in.
-const SMALL: usize = 8 * 1024;
+use crate::{pieces::Pieces, stage::Stage, telemetry::BindingStats};
 
 /// Longest that a store may take to forget an upload.
 const ABORT_MAX: Duration = Duration::from_secs(10);
@@ -51,14 +47,6 @@ pub(super) struct Source {
     payload: Translate,
     waiting: Stage,
     ended: bool,
-}
-
-/// What goes to the store at once.
-#[derive(Default)]
-struct Part {
-    pieces: Vec<Bytes>,
-    small: BytesMut,
-    len: usize,
 }
 
 /// An upload that is aborted unless it becomes complete.
@@ -82,17 +70,18 @@ impl ObjectStore {
         mut source: Source,
     ) -> Result<Stored, Error> {
         let failed = |error| self.failed(key, error);
-        let (mut part, mut upload) = (Part::default(), None);
+        let (mut part, mut upload) = (Pieces::default(), None);
         let (mut size, mut parts) = (0, 0);
         let mut sum =
             (checksum != Checksum::Unwanted).then(|| digest::Context::new(&digest::SHA256));
-        while let Some(chunk) = source.next(self.part_size - part.len).await? {
+        while let Some(chunk) = source.next(self.part_size - part.len()).await? {
             size += chunk.len() as u64;
             if let Some(sum) = &mut sum {
                 sum.update(chunk.as_slice());
             }
-            part.push(chunk);
-            if part.len < self.part_size {
+            // The credit returns here.
+            part.push(chunk.as_slice());
+            if part.len() < self.part_size {
                 continue;
             }
             let upload = match &mut upload {
@@ -103,7 +92,7 @@ impl ObjectStore {
             if parts > self.store.parts_max() {
                 return Err(self.too_many_parts());
             }
-            let sent = upload.get().put_part(part.take());
+            let sent = upload.get().put_part(payload(&mut part));
             source.during(sent).await?.map_err(failed)?;
         }
         let sum = sum.map(digest::Context::finish);
@@ -115,12 +104,16 @@ impl ObjectStore {
         let result = match upload {
             None => self
                 .store
-                .put(key, part.take(), writing)
+                .put(key, payload(&mut part), writing)
                 .await
                 .map_err(failed)?,
             Some(mut upload) => {
-                if part.len > 0 {
-                    upload.get().put_part(part.take()).await.map_err(failed)?;
+                if part.len() > 0 {
+                    upload
+                        .get()
+                        .put_part(payload(&mut part))
+                        .await
+                        .map_err(failed)?;
                 }
                 let completed = upload.complete().await;
                 completed.map_err(|error| failed(taken(error, &writing.mode)))?
@@ -180,6 +173,11 @@ impl ObjectStore {
     }
 }
 
+/// What goes to the store at once.
+fn payload(part: &mut Pieces) -> PutPayload {
+    part.take().into_iter().collect()
+}
+
 /// Stores that keep a condition at the end of an upload say no more than that it does not hold.
 fn taken(error: object_store::Error, mode: &PutMode) -> object_store::Error {
     match (error, mode) {
@@ -236,6 +234,7 @@ impl Source {
                     Poll::Pending => break,
                 }
             }
+            self.waiting.wait();
             Poll::Pending
         })
         .await
@@ -255,34 +254,6 @@ impl Source {
             }
             return Poll::Ready(Ok(()));
         }
-    }
-}
-
-// === impl Part ===
-
-impl Part {
-    fn push(&mut self, chunk: Chunk) {
-        // The credit returns here.
-        let (bytes, _) = chunk.into_parts();
-        self.len += bytes.len();
-        if bytes.len() <= SMALL {
-            self.small.extend_from_slice(&bytes);
-        } else {
-            self.seal();
-            self.pieces.push(bytes);
-        }
-    }
-
-    fn seal(&mut self) {
-        if !self.small.is_empty() {
-            self.pieces.push(self.small.split().freeze());
-        }
-    }
-
-    fn take(&mut self) -> PutPayload {
-        self.seal();
-        self.len = 0;
-        self.pieces.drain(..).collect()
     }
 }
 

@@ -11,11 +11,11 @@ use crate::support::{
     child::Running,
     client::Client,
     component::{Component, Traits, reply},
-    flood::{Flood, Hoard},
+    flood::{Backend, Flood, Hoard, SINK, STUCK},
     framed,
     plain::{Peer, PlainUpstream},
     raw,
-    upstream::Call,
+    upstream::{self, Call},
     within,
 };
 
@@ -314,6 +314,98 @@ async fn trickle_while_a_retry_is_waited_for_moves_no_memory() {
 
     let grown = proxy.memory().saturating_sub(before);
     assert!(grown < GROWTH, "{grown} bytes more");
+}
+
+/// DATA of one byte, and as much padding as there may be: nobody counts it, and it lies in the same read buffer.
+fn padded(stream: u32) -> Vec<u8> {
+    let mut payload = vec![255, b'x'];
+    payload.resize(2 + 255, 0);
+    raw::frame(raw::DATA, PADDED, stream, &payload)
+}
+
+const PADDED: u8 = 8;
+
+#[tokio::test]
+async fn padded_bytes_that_are_kept_cost_what_they_count() {
+    let upstream = PlainUpstream::bind().await;
+    let it = format!(
+        "it: {{http: {{url: \"http://{}/in\"}}, resiliency: {{retry: {{}}}}}}",
+        upstream.address
+    );
+    let component = Traits::streaming().no_reflection().start().await;
+    let unproven = format!("it: {{component: {{address: \"{}\"}}}}", component.address);
+    component
+        .serve(|mut call| async move { while let Some(Ok(_)) = call.incoming.chunk().await {} });
+    for (binding, count) in [(&it, 60_000), (&unproven, 120_000)] {
+        let proxy = Running::start(&yaml(&[binding])).await;
+        if *binding == unproven {
+            let ready = "thalweg_binding_component_ready{binding=\"it\"}";
+            proxy.operator.metric_is(ready, 1).await;
+        }
+        let mut peer = endless(&proxy).await;
+        if *binding == it {
+            // It takes all that comes, and says nothing.
+            let mut service = upstream.accept().await.into_socket();
+            tokio::spawn(async move {
+                let _ = tokio::io::copy(&mut service, &mut tokio::io::sink()).await;
+            });
+        }
+        let before = proxy.memory();
+
+        let hundred = padded(1).repeat(100);
+        for _ in 0..count / 100 {
+            peer.write(&hundred).await;
+            peer.synchronize().await;
+        }
+
+        let grown = proxy.memory().saturating_sub(before);
+        assert!(grown < GROWTH / 2, "{grown} bytes more by {binding}");
+    }
+}
+
+/// Their windows bound what they hold, and what lies between is other streams'.
+#[tokio::test]
+async fn chunks_of_middle_size_that_wait_cost_what_they_count() {
+    const STALLED: u32 = 15;
+    let mut builder = upstream::builder();
+    builder.initial_window_size(64 << 10);
+    let backend = Backend::start(&builder, Bytes::new()).await;
+    let proxy = Running::start(&format!(
+        "listeners: [{{name: it, address: \"127.0.0.1:0\"}}]\n\
+         clusters: {{far: {{endpoints: [\"{}\"], protocol: http2}}}}\n\
+         routes: [{{name: all, match: {{path_prefix: /}}, cluster: far}}]\n",
+        backend.upstream
+    ))
+    .await;
+    let mut peer = raw::Peer::client(&proxy.address, &[]).await;
+    let path = |stream: u32| if stream == 1 { SINK } else { STUCK };
+    for stream in (0..=STALLED).map(|index| 2 * index + 1) {
+        let head = [
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":authority", "e2e"),
+            (":path", path(stream)),
+            ("content-type", "application/grpc"),
+            ("te", "trailers"),
+        ];
+        peer.write(&raw::headers(stream, &head, false)).await;
+    }
+    peer.synchronize().await;
+    let before = proxy.memory();
+
+    let (middle, other) = ([7; 1025], [8; 16_384]);
+    // As much as fits into a window; a part of it goes on into the upstream's.
+    for _ in 0..250 {
+        for stream in (1..=STALLED).map(|index| 2 * index + 1) {
+            peer.write(&raw::data(stream, &middle, false)).await;
+            peer.write(&raw::data(1, &other, false)).await;
+            peer.synchronize().await;
+        }
+    }
+
+    let grown = proxy.memory().saturating_sub(before);
+    let held = 250 * 15 * 1025;
+    assert!(grown < 3 * held, "{grown} bytes more for {held}");
 }
 
 fn gzip(message: &[u8]) -> Bytes {

@@ -1,0 +1,109 @@
+//! Bytes that are kept for longer than they need to pass, in buffers of their own.
+//!
+//! **Why.** A chunk is a slice of the buffer that a codec has read it into. Whoever keeps a byte of it keeps the whole buffer, with
+//! the padding, the wrapping and the other streams' frames that lie in it: a thousand times the byte that he has counted. So what is
+//! kept is copied, and what it costs is what it counts.
+//!
+//! **How.** A buffer grows with what comes, up to [`PIECE`]; then there is another. So little costs little, and nothing that is large is
+//! ever moved: beside the bytes themselves there is room for one more piece at most.
+
+use bytes::{Bytes, BytesMut};
+
+/// The most that lies in one buffer.
+pub(crate) const PIECE: usize = 64 * 1024;
+
+/// Bytes in their order.
+#[derive(Debug, Default)]
+pub(crate) struct Pieces {
+    whole: Vec<Bytes>,
+    /// Behind all others.
+    last: BytesMut,
+    len: usize,
+}
+
+// === impl Pieces ===
+
+impl Pieces {
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn push(&mut self, mut bytes: &[u8]) {
+        self.len += bytes.len();
+        while !bytes.is_empty() {
+            let room = PIECE - self.last.len();
+            let (now, later) = bytes.split_at(bytes.len().min(room));
+            if self.last.len() + now.len() > PIECE / 2 {
+                // It would be doubled past its end.
+                self.last.reserve(room);
+            }
+            self.last.extend_from_slice(now);
+            bytes = later;
+            if self.last.len() == PIECE {
+                self.seal();
+            }
+        }
+    }
+
+    /// All that is there, to be read where it lies. More may be pushed behind it.
+    pub(crate) fn sealed(&mut self) -> &[Bytes] {
+        self.seal();
+        &self.whole
+    }
+
+    /// Takes all that is there.
+    pub(crate) fn take(&mut self) -> Vec<Bytes> {
+        self.seal();
+        std::mem::take(self).whole
+    }
+
+    fn seal(&mut self) {
+        if !self.last.is_empty() {
+            self.whole.push(self.last.split().freeze());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_holds_nothing_but_itself() {
+        let read = Bytes::from(vec![7; 256 * 1024]);
+        let mut pieces = Pieces::default();
+
+        pieces.push(&read.slice(..1));
+        pieces.push(&read.slice(1000..200_000));
+        let kept = pieces.take();
+
+        assert!(read.is_unique());
+        let lengths: Vec<_> = kept.iter().map(Bytes::len).collect();
+        assert_eq!(lengths, [PIECE, PIECE, PIECE, 199_001 - 3 * PIECE]);
+        assert_eq!(pieces.len(), 0);
+    }
+
+    #[test]
+    fn little_costs_little() {
+        let mut pieces = Pieces::default();
+        for _ in 0..100 {
+            pieces.push(b"x");
+        }
+        assert!(pieces.last.capacity() <= 256, "{pieces:?}");
+
+        pieces.push(&[0; PIECE]);
+        assert!(pieces.last.capacity() <= PIECE, "{pieces:?}");
+    }
+
+    #[test]
+    fn more_comes_behind_what_was_read() {
+        let mut pieces = Pieces::default();
+
+        pieces.push(b"abc");
+        assert_eq!(pieces.sealed(), [&b"abc"[..]]);
+        pieces.push(b"de");
+
+        assert_eq!(pieces.sealed(), [&b"abc"[..], b"de"]);
+        assert_eq!(pieces.len(), 5);
+    }
+}
