@@ -2,7 +2,7 @@
 //!
 //! Streams go to `OutputBinding.InvokeStream`, translated message by message. A component that has no such method is used through
 //! `Invoke`, with the request collected first. Whether it has is known from its reflection, or from what it answers to the first
-//! stream.
+//! stream, which is kept for that.
 //!
 //! | file | what it holds |
 //! |---|---|
@@ -12,7 +12,7 @@
 use std::{rc::Rc, sync::Arc};
 
 use ::http::{HeaderName, HeaderValue, Request, Response};
-use thalweg_filters::{Body, Error, Side, sequence::Numbered};
+use thalweg_filters::{Body, Error, Side, ending::grpc_status, sequence::Numbered};
 use thalweg_proto::{
     bindings::{
         ComponentInitialRequest, Form, InitialResponse, InvokeRequest, InvokeResponse, framed,
@@ -94,12 +94,13 @@ impl Component {
         if invocation.unary || ready.streams() == Streams::No {
             self.invoke(invocation, request).await
         } else {
-            self.invoke_stream(invocation, request).await
+            self.invoke_stream(&ready, invocation, request).await
         }
     }
 
     async fn invoke_stream(
         &self,
+        ready: &Ready,
         invocation: &Invocation,
         request: Request<Body>,
     ) -> Result<Response<Body>, Error> {
@@ -117,6 +118,14 @@ impl Component {
         let body = Translate::new(body, plan, 1, Some(initial)).without_initial();
         let request = self.request(INVOKE_STREAM, &parts, body.into_body());
         let response = forward::send(&self.cluster, request, &self.timeouts).await?;
+        if ready.streams() == Streams::Listed {
+            match grpc_status(response.headers()) {
+                None => ready.learn(Streams::Yes),
+                // The next stream finds out what it can do.
+                Some(Code::Unimplemented) => ready.learn(Streams::Unproven),
+                Some(_) => {}
+            }
+        }
         let response = grpc_answer(&self.label, response)?;
         let plan = Plan {
             from: Form::Component,

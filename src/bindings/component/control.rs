@@ -82,8 +82,12 @@ pub(crate) struct Ready {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Streams {
-    /// It may have one; the first stream will tell.
+    /// It may have one; the first stream will tell, and is kept for that.
     Unproven,
+    /// It says that it has one. So it has, unless it answers UNIMPLEMENTED before it has ever streamed: some list what they do not
+    /// serve.
+    Listed,
+    /// It has streamed.
     Yes,
     No,
 }
@@ -265,7 +269,13 @@ impl Handle {
 
 impl Ready {
     pub(super) fn streams(&self) -> Streams {
-        [Streams::Unproven, Streams::Yes, Streams::No][usize::from(self.streams.load(Relaxed))]
+        let all = [
+            Streams::Unproven,
+            Streams::Listed,
+            Streams::Yes,
+            Streams::No,
+        ];
+        all[usize::from(self.streams.load(Relaxed))]
     }
 
     pub(super) fn learn(&self, streams: Streams) {
@@ -307,7 +317,7 @@ impl Remote {
                 .find_map(|file| reflection::methods(&file, SERVICE));
             return match methods {
                 Some(methods) if methods.iter().any(|method| method == "InvokeStream") => {
-                    Ok(Streams::Unproven)
+                    Ok(Streams::Listed)
                 }
                 Some(_) => Ok(Streams::No),
                 None => Ok(Streams::Unproven),

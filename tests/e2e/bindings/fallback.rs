@@ -128,6 +128,27 @@ async fn first_stream_that_is_unimplemented_is_replayed_and_the_second_is_not_tr
     assert_eq!(second.payload(), "second");
 }
 
+/// Nothing has to be kept for one that says what it can do; if it is wrong, the next stream finds out.
+#[tokio::test]
+async fn listed_method_that_is_unimplemented_is_told_and_asked_for_once_more() {
+    let mut component = Traits::streaming().start().await;
+    let (_proxy, client) = with_component(&component, "").await;
+
+    let (first, ()) = tokio::join!(client.stream("it", &[b"first"]), async {
+        refuse(&mut component.call().await, "12", "unknown method");
+    });
+    assert_eq!(first.code(), Code::Unimplemented);
+    let (second, ()) = tokio::join!(client.stream("it", &[b"second"]), async {
+        refuse(&mut component.call().await, "12", "unknown method");
+        answer_invoke(component.call().await).await;
+    });
+    assert_eq!(second.payload(), "second");
+    let (third, ()) = tokio::join!(client.stream("it", &[b"third"]), async {
+        answer_invoke(component.call().await).await;
+    });
+    assert_eq!(third.payload(), "third");
+}
+
 #[tokio::test]
 async fn empty_stream_is_an_invoke_without_data() {
     let mut component = Traits::unary().start().await;
