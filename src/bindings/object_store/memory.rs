@@ -1,4 +1,7 @@
 //! Objects in the memory of the process, for trying out. All of them together are bounded, those that are not complete yet among them.
+//!
+//! What is bounded is memory: beside its bytes, an object costs its name, what is stored beside it, and its place ([`OBJECT`]). Otherwise
+//! empty objects would cost nothing, and there could be any number of them.
 
 use std::{
     collections::BTreeMap,
@@ -24,6 +27,12 @@ use object_store::{
 
 use super::store::{Full, Writing, range};
 
+/// What an object costs beside its bytes and texts: its place among the others, its tag, and what the allocator adds to each.
+const OBJECT: usize = 1024;
+
+/// Names that are handed out at once when objects are listed.
+const NAMES: usize = 256;
+
 /// One memory; each binding has its own.
 #[derive(Debug)]
 pub(super) struct Memory {
@@ -40,11 +49,17 @@ struct Object {
     attributes: Attributes,
 }
 
-/// Bytes in a memory, which gets their room back with the last who reads them.
+/// The bytes of an object, and its room in a memory, which gets it back with the last who reads them.
 struct Pieces {
-    used: Arc<AtomicUsize>,
     all: Vec<Bytes>,
     size: usize,
+    room: Room,
+}
+
+/// A part of what a memory may use.
+struct Room {
+    used: Arc<AtomicUsize>,
+    taken: usize,
 }
 
 #[derive(Debug)]
@@ -71,17 +86,25 @@ impl Memory {
         self: &Arc<Self>,
         key: &Path,
         writing: &Writing,
-    ) -> Box<dyn MultipartUpload> {
-        Box::new(Upload {
+    ) -> Result<Box<dyn MultipartUpload>> {
+        let mut room = Room {
+            used: Arc::clone(&self.used),
+            taken: 0,
+        };
+        let attributes = writing.attributes.iter();
+        let beside: usize = attributes.map(|(_, value)| value.len()).sum();
+        // The name is there twice.
+        room.take(OBJECT + 2 * key.as_ref().len() + beside, self.max_bytes)?;
+        Ok(Box::new(Upload {
             memory: Arc::clone(self),
             key: key.clone(),
             writing: writing.clone(),
             pieces: Pieces {
-                used: Arc::clone(&self.used),
                 all: Vec::new(),
                 size: 0,
+                room,
             },
-        })
+        }))
     }
 
     pub(super) fn get(&self, key: &Path, options: &GetOptions) -> Result<GetResult> {
@@ -124,19 +147,27 @@ impl Memory {
         removed.map(drop).ok_or_else(|| absent(key))
     }
 
+    /// Handed out a few at a time: who reads slowly does not hold the names of all.
     pub(super) fn list(
-        &self,
+        self: &Arc<Self>,
         folder: &Path,
-        after: Option<&Path>,
+        after: Option<Path>,
     ) -> BoxStream<'static, Result<ObjectMeta>> {
+        let (memory, folder) = (Arc::clone(self), folder.clone());
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let objects = self.objects();
-        let found: Vec<_> = objects
-            .range::<Path, _>((from, Bound::Unbounded))
-            .filter(|(key, _)| key.prefix_matches(folder))
-            .map(|(_, object)| Ok(object.meta.clone()))
-            .collect();
-        stream::iter(found).boxed()
+        let batches = stream::unfold(from, move |from| {
+            let found: Vec<_> = (memory.objects())
+                .range::<Path, _>((from, Bound::Unbounded))
+                .filter(|(key, _)| key.prefix_matches(&folder))
+                .take(NAMES)
+                .map(|(_, object)| object.meta.clone())
+                .collect();
+            let last = found
+                .last()
+                .map(|meta| Bound::Excluded(meta.location.clone()));
+            ready(last.map(|last| (stream::iter(found).map(Ok), last)))
+        });
+        batches.flatten().fuse().boxed()
     }
 
     fn objects(&self) -> MutexGuard<'_, BTreeMap<Path, Object>> {
@@ -156,30 +187,17 @@ fn absent(key: &Path) -> Error {
 
 impl Upload {
     fn keep(&mut self, payload: PutPayload) -> Result<()> {
-        let memory = &self.memory;
         let size = payload.content_length();
-        let room = |used: usize| {
-            used.checked_add(size)
-                .filter(|sum| *sum <= memory.max_bytes)
-        };
-        if memory.used.fetch_update(Relaxed, Relaxed, room).is_err() {
-            return Err(Error::Generic {
-                store: "memory",
-                source: Box::new(Full("the memory for objects is full (max_bytes)")),
-            });
-        }
+        self.pieces.room.take(size, self.memory.max_bytes)?;
         self.pieces.size += size;
-        self.pieces.all.extend(payload);
+        // An object stays, and must be no more than itself: what comes may lie in buffers that are not full.
+        let exact = payload.iter().map(|piece| Bytes::copy_from_slice(piece));
+        self.pieces.all.extend(exact);
         Ok(())
     }
 
     fn publish(&mut self) -> Result<PutResult> {
         let memory = &self.memory;
-        let pieces = Pieces {
-            used: Arc::clone(&memory.used),
-            all: std::mem::take(&mut self.pieces.all),
-            size: std::mem::take(&mut self.pieces.size),
-        };
         let mut objects = memory.objects();
         let there = objects.get(&self.key);
         let path = self.key.to_string();
@@ -197,6 +215,11 @@ impl Upload {
             _ => {}
         }
         let e_tag = format!("\"{}\"", memory.written.fetch_add(1, Relaxed));
+        let pieces = Pieces {
+            all: std::mem::take(&mut self.pieces.all),
+            size: self.pieces.size,
+            room: self.pieces.room.split(),
+        };
         let meta = ObjectMeta {
             location: self.key.clone(),
             last_modified: SystemTime::now().into(),
@@ -233,11 +256,33 @@ impl MultipartUpload for Upload {
     }
 }
 
-// === impl Pieces ===
+// === impl Room ===
 
-impl Drop for Pieces {
+impl Room {
+    fn take(&mut self, wanted: usize, most: usize) -> Result<()> {
+        let room = |used: usize| used.checked_add(wanted).filter(|sum| *sum <= most);
+        if self.used.fetch_update(Relaxed, Relaxed, room).is_err() {
+            return Err(Error::Generic {
+                store: "memory",
+                source: Box::new(Full("the memory for objects is full (max_bytes)")),
+            });
+        }
+        self.taken += wanted;
+        Ok(())
+    }
+
+    /// All of it, for another owner.
+    fn split(&mut self) -> Self {
+        Self {
+            used: Arc::clone(&self.used),
+            taken: std::mem::take(&mut self.taken),
+        }
+    }
+}
+
+impl Drop for Room {
     fn drop(&mut self) {
-        self.used.fetch_sub(self.size, Relaxed);
+        self.used.fetch_sub(self.taken, Relaxed);
     }
 }
 

@@ -148,7 +148,7 @@ impl Store {
     ) -> Result<Box<dyn MultipartUpload>> {
         match self {
             Self::Files(files) => files.begin(key, writing).await,
-            Self::Memory(memory) => Ok(memory.begin(key, writing)),
+            Self::Memory(memory) => memory.begin(key, writing),
             Self::Remote(remote) => remote.begin(key, writing).await,
         }
     }
@@ -190,7 +190,7 @@ impl Store {
     ) -> BoxStream<'static, Result<ObjectMeta>> {
         match self {
             Self::Files(files) => files.list(folder, after),
-            Self::Memory(memory) => memory.list(folder, after.as_ref()),
+            Self::Memory(memory) => memory.list(folder, after),
             Self::Remote(remote) => match after {
                 Some(after) => remote.store().list_with_offset(Some(folder), &after),
                 None => remote.store().list(Some(folder)),

@@ -104,8 +104,9 @@ pub(in crate::config) struct ObjectStore {
     #[schemars(extend("minimum" = 65536, "maximum" = 1_073_741_824))]
     pub(in crate::config) part_size: Option<Size>,
 
-    /// Most bytes of all objects in `memory://` together; further ones are refused. Default
-    /// `256MiB`: enough to try things out.
+    /// Most bytes of all objects in `memory://` together; further ones are refused. Each counts its
+    /// name, what is stored beside it, and 1 KiB for its place. Default `256MiB`: enough to try
+    /// things out.
     #[schemars(extend("minimum" = 1))]
     pub(in crate::config) max_bytes: Option<Size>,
 }

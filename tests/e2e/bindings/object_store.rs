@@ -748,6 +748,51 @@ async fn full_memory_refuses_and_recovers() {
 }
 
 #[tokio::test]
+async fn empty_objects_fill_a_memory_too() {
+    let binding = "it: {object_store: {url: \"memory://\", max_bytes: 1MiB}}";
+    let store = Store::with(tempfile::tempdir().unwrap(), binding).await;
+    let attributes = "x".repeat(8000);
+    let create = async |number: usize, kind: &str| {
+        let key = number.to_string();
+        let pairs = [("key", &*key), ("contentType", kind)];
+        store.ask("create", &pairs).await.status.as_u16()
+    };
+
+    let mut stored = 0;
+    while create(stored, &attributes[..]).await == 200 {
+        stored += 1;
+        assert!(stored < 200, "more is kept than there is room for");
+    }
+    assert!(stored > 30, "{stored}");
+    // Room is there again for as many, however small they are.
+    for number in 0..stored {
+        store.ask("delete", &[("key", &number.to_string())]).await;
+    }
+    let mut empty = 0;
+    while create(empty, "t").await == 200 {
+        empty += 1;
+        assert!(empty < 2000, "more is kept than there is room for");
+    }
+}
+
+#[tokio::test]
+async fn long_list_of_a_memory_is_complete() {
+    let store = Store::memory().await;
+    for number in 0..600 {
+        store.create(&format!("many/{number:04}"), b"").await;
+    }
+    store.create("other", b"").await;
+
+    let listed = json(&store.ask("list", &[("prefix", "many/")]).await);
+
+    let keys: Vec<_> = (listed.as_array().unwrap().iter())
+        .map(|line| line["key"].as_str().unwrap().to_owned())
+        .collect();
+    let expected: Vec<_> = (0..600).map(|number| format!("many/{number:04}")).collect();
+    assert_eq!(keys, expected);
+}
+
+#[tokio::test]
 async fn folder_that_cannot_be_is_told_at_the_start() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("file"), b"").unwrap();
