@@ -7,12 +7,15 @@
 //! on the disk: renamed over what was there, or linked where nothing may be there. So no reader ever sees half of it. The last
 //! owner of a temporary removes it. What a process leaves behind that was killed is removed by the next that starts, unless a
 //! third works in the same folder: each holds a lock as long as it lives.
+//!
+//! **Folders** are made for the objects below them, and go with the last of these: a name is taken by an object and by nothing else. So a
+//! folder may vanish between its making and the object's coming; then it is made again.
 
 use std::{
     fmt, fs, io,
     ops::Range,
     os::unix::fs::FileExt,
-    path::{Path as FilePath, PathBuf},
+    path::Path as FilePath,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -26,6 +29,7 @@ use cap_std::{
 };
 use futures_util::{
     StreamExt, TryStreamExt,
+    future::ready,
     stream::{self, BoxStream},
 };
 use object_store::{
@@ -34,14 +38,20 @@ use object_store::{
 };
 use tokio::task::spawn_blocking;
 
-use super::store::{Full, Writing, range};
+use super::store::{BadName, Full, Writing, range};
 
 /// What is not yet an object, and no object's name.
 const OWN: &str = ".thalweg";
 const LOCK: &str = "lock";
 
+/// What is said of a folder that somebody has removed.
+const GONE: &str = "the folder of the store, or `.thalweg` in it, was removed; the proxy finds it again when it is restarted";
+
 /// The most that is read from a file at once.
 const PIECE: u64 = 256 * 1024;
+
+/// How often the folders of an object are made, if others remove them before it is there.
+const TRIES: usize = 64;
 
 /// Names that are handed out at once when a folder is listed.
 const NAMES: usize = 256;
@@ -69,6 +79,13 @@ struct Upload {
     key: Path,
     mode: PutMode,
     written: u64,
+}
+
+/// Why a file did not become an object.
+enum Unplaced {
+    /// It must not, and this is what the client hears.
+    Refused(Error),
+    Failed(io::Error),
 }
 
 /// Where a walk through a folder has come to.
@@ -126,14 +143,22 @@ impl Files {
         writing: &Writing,
     ) -> Result<Box<dyn MultipartUpload>> {
         check_key(key)?;
-        let files = Arc::clone(self);
-        let temporary = blocking(key, move || {
+        let temporary = self.blocking(key, |files| {
             let number = files.next.fetch_add(1, Relaxed);
             let name = format!("{}-{number}", std::process::id());
             let mut new = OpenOptions::new();
             new.create_new(true).read(true).write(true);
-            let file = files.temporaries.open_with(&name, &new)?.into_std();
-            Ok(Temporary { files, name, file })
+            match files.temporaries.open_with(&name, &new) {
+                Ok(file) => Ok(Temporary {
+                    file: file.into_std(),
+                    files,
+                    name,
+                }),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    Err(io::Error::other(GONE))
+                }
+                Err(error) => Err(error),
+            }
         });
         Ok(Box::new(Upload {
             temporary: Arc::new(temporary.await?),
@@ -149,8 +174,8 @@ impl Files {
         options: GetOptions,
     ) -> Result<GetResult> {
         check_key(key)?;
-        let (files, path) = (Arc::clone(self), key.clone());
-        let opened = blocking(key, move || {
+        let path = key.clone();
+        let opened = self.blocking(key, move |files| {
             // A pipe or a device would hold up whoever opens it.
             let found = files.root.metadata(path.as_ref())?;
             if !found.is_file() {
@@ -174,8 +199,21 @@ impl Files {
 
     pub(super) async fn delete(self: &Arc<Self>, key: &Path) -> Result<()> {
         check_key(key)?;
-        let (files, path) = (Arc::clone(self), key.clone());
-        blocking(key, move || files.root.remove_file(path.as_ref())).await
+        let path = key.clone();
+        let removed = self.blocking(key, move |files| {
+            match files.root.remove_file(path.as_ref()) {
+                Ok(()) => {
+                    files.prune(path.as_ref());
+                    Ok(())
+                }
+                // A folder is no object.
+                Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+                    Err(io::ErrorKind::NotFound.into())
+                }
+                Err(error) => Err(error),
+            }
+        });
+        removed.await
     }
 
     pub(super) fn list(
@@ -183,6 +221,9 @@ impl Files {
         folder: &Path,
         after: Option<Path>,
     ) -> BoxStream<'static, Result<ObjectMeta>> {
+        if let Err(error) = check_key(folder) {
+            return stream::once(ready(Err(error))).boxed();
+        }
         let walk = Walk {
             files: Arc::clone(self),
             left: vec![vec![Entry {
@@ -195,14 +236,53 @@ impl Files {
         let found = stream::try_unfold(walk, move |mut walk| {
             let folder = folder.clone();
             async move {
-                let next = move || Ok((walk.next()?, walk));
-                let (found, walk): (Vec<_>, _) = blocking(&folder, next).await?;
+                let files = Arc::clone(&walk.files);
+                let next = move |_| Ok((walk.next()?, walk));
+                let (found, walk): (Vec<_>, _) = files.blocking(&folder, next).await?;
                 let ended = found.is_empty();
                 Ok::<_, Error>((!ended).then(|| (stream::iter(found).map(Ok), walk)))
             }
         });
         found.try_flatten().boxed()
     }
+
+    /// Does in the folder what waits for the disk, where it holds up nobody.
+    async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        key: &Path,
+        work: impl FnOnce(Arc<Self>) -> io::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let files = Arc::clone(self);
+        let work = move || {
+            let done = work(Arc::clone(&files));
+            // Nothing is found in a folder that is gone; that says nothing of the object.
+            done.map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound if files.is_gone() => io::Error::other(GONE),
+                _ => error,
+            })
+        };
+        blocking(key, work).await
+    }
+
+    /// Whether somebody has removed the folder. Its handle stays good, and leads to nothing.
+    fn is_gone(&self) -> bool {
+        self.root.dir_metadata().is_ok_and(|root| root.nlink() == 0)
+    }
+
+    /// Removes the folders that stand above an object and hold nothing any more.
+    fn prune(&self, key: &str) {
+        for folder in folders(FilePath::new(key)) {
+            // It holds something, or is gone already.
+            if self.root.remove_dir(folder).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// The folders that a file lies in, from the innermost on, without the root.
+fn folders(target: &FilePath) -> impl Iterator<Item = &FilePath> {
+    target.ancestors().skip(1).filter(|folder| *folder != "")
 }
 
 /// Runs what waits for the disk where it holds up nobody.
@@ -234,9 +314,10 @@ fn failed(key: &Path, error: io::Error) -> Error {
                 source: error.into(),
             }
         }
-        io::ErrorKind::IsADirectory | io::ErrorKind::InvalidFilename => Error::InvalidPath {
-            source: object_store::path::Error::InvalidPath { path: path.into() },
-        },
+        io::ErrorKind::IsADirectory => bad_name("there are objects below it, so it is a folder"),
+        io::ErrorKind::InvalidFilename => {
+            bad_name("a part of it is longer than the file system allows")
+        }
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::Generic {
             store: "files",
             source: Box::new(Full("the disk is full")),
@@ -248,16 +329,24 @@ fn failed(key: &Path, error: io::Error) -> Error {
     }
 }
 
+fn bad_name(why: &'static str) -> Error {
+    Error::Generic {
+        store: "files",
+        source: Box::new(BadName(why)),
+    }
+}
+
 /// Keeps clients away from what is no object.
 fn check_key(key: &Path) -> Result<()> {
-    if key
-        .parts()
-        .next()
-        .is_some_and(|first| first.as_ref() == OWN)
-    {
-        return Err(failed(key, io::ErrorKind::InvalidFilename.into()));
+    match key.parts().next() {
+        Some(first) if is_own(first.as_ref()) => Err(bad_name("`.thalweg` is the store's own")),
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+/// Whether a name in the root is the store's own folder; some file systems take no notice of the case.
+fn is_own(name: &str) -> bool {
+    name.eq_ignore_ascii_case(OWN)
 }
 
 fn meta(key: &Path, found: &Metadata) -> io::Result<ObjectMeta> {
@@ -362,57 +451,88 @@ impl fmt::Debug for Upload {
 impl Temporary {
     /// Makes the object of it, and returns its tag.
     fn publish(&self, key: &Path, mode: &PutMode) -> Result<Option<String>> {
-        let told = |error| match failed(key, error) {
-            // That a part of the name is a file already; a folder that is missing is made.
-            Error::NotFound { path, .. } => Error::InvalidPath {
-                source: object_store::path::Error::InvalidPath { path: path.into() },
-            },
-            error => error,
-        };
+        let told = |error| failed(key, error);
         self.file.sync_all().map_err(told)?;
         let root = &self.files.root;
-        let target = PathBuf::from(key.as_ref());
-        if let Some(folder) = target.parent().filter(|folder| *folder != "") {
-            // It ends with "exists" if a file stands in the way.
-            match root.create_dir_all(folder) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                    return Err(told(io::ErrorKind::NotADirectory.into()));
-                }
-                made => made.map_err(told)?,
-            }
-        }
-        let (here, name) = (&self.files.temporaries, &self.name);
-        let replacing = self.files.replacing.lock();
-        let replacing = replacing.unwrap_or_else(PoisonError::into_inner);
-        match mode {
-            PutMode::Overwrite => here.rename(name, root, &target).map_err(told)?,
-            PutMode::Create => here.hard_link(name, root, &target).map_err(told)?,
-            PutMode::Update(version) => {
-                let there = root.metadata(&target);
-                let there = there.and_then(|there| meta(key, &there)).ok();
-                if there.is_none_or(|there| there.e_tag != version.e_tag) {
-                    return Err(Error::Precondition {
-                        path: key.to_string(),
-                        source: "another file is there, or none".into(),
+        let target = FilePath::new(key.as_ref());
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let placed = self
+                .make_folders(target)
+                .and_then(|()| self.place(key, mode));
+            match placed {
+                Ok(()) => break,
+                // Whoever has deleted the last object of a folder has removed the folder as well.
+                Err(Unplaced::Failed(error)) if is_gone(&error) && tries < TRIES => {}
+                Err(unplaced) => {
+                    self.files.prune(key.as_ref());
+                    return Err(match unplaced {
+                        Unplaced::Refused(error) => error,
+                        Unplaced::Failed(error) if is_gone(&error) => told(io::Error::other(GONE)),
+                        Unplaced::Failed(error) => told(error),
                     });
                 }
-                here.rename(name, root, &target).map_err(told)?;
             }
         }
-        drop(replacing);
-        for folder in target.ancestors().skip(1) {
-            let folder = if folder == "" {
-                FilePath::new(".")
-            } else {
-                folder
-            };
-            root.open(folder)
-                .and_then(|folder| folder.sync_all())
-                .map_err(told)?;
+        for folder in folders(target).chain([FilePath::new(".")]) {
+            match root.open(folder).and_then(|folder| folder.sync_all()) {
+                // Somebody else has removed the object by now, and the folder with it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                synced => synced.map_err(told)?,
+            }
         }
-        let found = root.metadata(&target).and_then(|there| meta(key, &there));
+        let found = root.metadata(target).and_then(|there| meta(key, &there));
         // Somebody else may have replaced or removed it by now.
         Ok(found.ok().and_then(|found| found.e_tag))
+    }
+
+    fn make_folders(&self, target: &FilePath) -> std::result::Result<(), Unplaced> {
+        let Some(folder) = folders(target).next() else {
+            return Ok(());
+        };
+        match self.files.root.create_dir_all(folder) {
+            // It says either if an object stands in the way.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory
+                ) =>
+            {
+                Err(Unplaced::Refused(bad_name(
+                    "a part of it is the name of an object already",
+                )))
+            }
+            made => made.map_err(Unplaced::Failed),
+        }
+    }
+
+    /// Puts it in its place, on the mode's condition.
+    fn place(&self, key: &Path, mode: &PutMode) -> std::result::Result<(), Unplaced> {
+        let (root, here, target) = (&self.files.root, &self.files.temporaries, key.as_ref());
+        let replacing = self.files.replacing.lock();
+        let _replacing = replacing.unwrap_or_else(PoisonError::into_inner);
+        // An empty folder is in nobody's way.
+        let is_folder = (root.symlink_metadata(target)).is_ok_and(|there| there.is_dir());
+        if is_folder && root.remove_dir(target).is_err() {
+            return Err(Unplaced::Failed(io::ErrorKind::IsADirectory.into()));
+        }
+        let placed = match mode {
+            PutMode::Overwrite => here.rename(&self.name, root, target),
+            PutMode::Create => here.hard_link(&self.name, root, target),
+            PutMode::Update(version) => {
+                let there = root.metadata(target);
+                let there = there.and_then(|there| meta(key, &there)).ok();
+                if there.is_none_or(|there| there.e_tag != version.e_tag) {
+                    return Err(Unplaced::Refused(Error::Precondition {
+                        path: key.to_string(),
+                        source: "another file is there, or none".into(),
+                    }));
+                }
+                here.rename(&self.name, root, target)
+            }
+        };
+        placed.map_err(Unplaced::Failed)
     }
 }
 
@@ -440,7 +560,7 @@ impl Walk {
             if is_folder {
                 match self.entries(&path) {
                     Ok(entries) => self.left.push(entries),
-                    Err(error) if is_gone(&error) => {}
+                    Err(error) if is_gone(&error) && !self.files.is_gone() => {}
                     Err(error) => return Err(error),
                 }
                 continue;
@@ -467,7 +587,7 @@ impl Walk {
                 continue;
             };
             let kind = entry.file_type()?;
-            if folder.is_empty() && name == OWN || !kind.is_dir() && !kind.is_file() {
+            if folder.is_empty() && is_own(&name) || !kind.is_dir() && !kind.is_file() {
                 continue;
             }
             let path = match folder {
@@ -485,6 +605,9 @@ impl Walk {
             {
                 entries.push(entry);
             }
+        }
+        if entries.is_empty() && self.files.is_gone() {
+            return Err(io::ErrorKind::NotFound.into());
         }
         // Objects below `a/` come behind `a.b`, as their whole names do.
         entries.sort_by(|a, b| b.sort_name().cmp(a.sort_name()));

@@ -53,6 +53,10 @@ pub(super) struct Writing {
 #[derive(Debug)]
 pub(super) struct Full(pub(super) &'static str);
 
+/// Why a name cannot be that of an object, as the source of an error.
+#[derive(Debug)]
+pub(super) struct BadName(pub(super) &'static str);
+
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -258,6 +262,12 @@ pub(super) fn failure(label: &str, key: &str, error: object_store::Error) -> Err
             &format!("the object {key} is not the one that was meant (ifMatch, ifNoneMatch)"),
         )
         .with_http_status(412),
+        Failed::Generic { source, .. } if source.is::<BadName>() => told(
+            Code::InvalidArgument,
+            "bad_request",
+            Side::Client,
+            &format!("{key} cannot be the name of an object here: {source}"),
+        ),
         Failed::InvalidPath { .. } => told(
             Code::InvalidArgument,
             "bad_request",
@@ -329,3 +339,11 @@ impl fmt::Display for Full {
 }
 
 impl std::error::Error for Full {}
+
+impl fmt::Display for BadName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl std::error::Error for BadName {}

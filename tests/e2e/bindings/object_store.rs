@@ -675,12 +675,98 @@ async fn object_cannot_be_where_a_folder_is_nor_below_another() {
     let store = Store::files().await;
     store.create("a/b", b"hello").await;
 
-    for key in ["a", "a/b/c"] {
+    let long = "x".repeat(300);
+    let cases = [
+        ("a", "there are objects below it", 404),
+        ("a/b/c", "the name of an object already", 404),
+        (&*long, "longer than the file system allows", 400),
+        (".thalweg/x", "the store's own", 400),
+        (".THALWEG/x", "the store's own", 400),
+    ];
+    for (key, why, read) in cases {
         let refused = store.create(key, b"x").await;
-        assert_eq!(refusal(&refused), (400, "ERR_BAD_REQUEST".into()), "{key}");
-        assert_eq!(store.get(key).await.status, 404, "{key}");
+        assert_eq!(refused.status, 400, "{key}");
+        let (_, message) = refused.error();
+        assert!(message.contains(why), "{message}");
+        assert_eq!(store.get(key).await.status, read, "{key}");
     }
+    // A folder is no object, and so there is none of that name.
+    assert_eq!(store.ask("delete", &[("key", "a")]).await.status, 200);
     assert_eq!(store.all(), ["a/b"]);
+}
+
+#[tokio::test]
+async fn folder_goes_with_its_last_object_and_leaves_its_name_to_others() {
+    let store = Store::files().await;
+    store.create("a/b/c.txt", b"hello").await;
+    store.create("a/d", b"hello").await;
+
+    store.ask("delete", &[("key", "a/b/c.txt")]).await;
+    assert!(!store.path("a/b").exists());
+    assert_eq!(store.create("a/b", b"mine").await.status, 200);
+    assert_eq!(store.all(), ["a/b", "a/d"]);
+
+    for key in ["a/b", "a/d"] {
+        store.ask("delete", &[("key", key)]).await;
+    }
+    assert_eq!(store.create("a", b"mine").await.status, 200);
+    // Nor does an object that did not come to be leave any behind.
+    let unmet = [("key", "x/y/z"), ("ifMatch", "\"1\"")];
+    let unmet = store.client.post(&target("create", &unmet), b"x").await;
+    assert_eq!(unmet.status, 412);
+    assert!(!store.path("x").exists());
+    // Or somebody else.
+    fs::create_dir(store.path("empty")).unwrap();
+    assert_eq!(store.create("empty", b"mine").await.status, 200);
+}
+
+#[tokio::test]
+async fn folder_that_is_removed_while_an_object_comes_is_made_again() {
+    let store = Store::files().await;
+    let one = async |number: usize| {
+        for round in 0..40 {
+            let key = format!("a/b/{number}");
+            let created = store.create(&key, b"hello").await;
+            assert_eq!(created.status, 200, "{round}: {:?}", created.body);
+            assert_eq!(store.ask("delete", &[("key", &key)]).await.status, 200);
+        }
+    };
+
+    futures_util::future::join_all((0..8).map(one)).await;
+
+    assert!(!store.path("a").exists());
+}
+
+#[tokio::test]
+async fn what_is_the_stores_own_is_not_listed() {
+    let store = Store::files().await;
+    let _call = half_way(&store, "x").await;
+
+    for prefix in [".thalweg/", ".thalweg/l", ".Thalweg/"] {
+        let listed = store.ask("list", &[("prefix", prefix)]).await;
+        assert_eq!(refusal(&listed), (400, "ERR_BAD_REQUEST".into()));
+    }
+    for prefix in ["", ".", ".thalweg"] {
+        let listed = store.ask("list", &[("prefix", prefix)]).await;
+        assert_eq!(json(&listed), serde_json::json!([]), "{prefix}");
+    }
+}
+
+#[tokio::test]
+async fn store_whose_folder_was_removed_says_so_and_does_not_speak_of_objects() {
+    let store = Store::files().await;
+    store.create("x", b"hello").await;
+    fs::remove_dir_all(store.path("")).unwrap();
+
+    for operation in ["create", "get", "head", "delete", "list"] {
+        let failed = store.ask(operation, &[("key", "x")]).await;
+        assert_ne!(failed.status, 200, "{operation}");
+        assert_eq!(
+            refusal(&failed),
+            (503, "ERR_STORE_FAILED".into()),
+            "{operation}"
+        );
+    }
 }
 
 #[tokio::test]
