@@ -218,12 +218,16 @@ fn invocation(name: String, parts: &Parts) -> Result<Invocation, Error> {
         }
     }
     let query = parts.uri.query().unwrap_or_default();
-    for (key, value) in form_urlencoded::parse(query.as_bytes()) {
+    for (key, value) in query
+        .split('&')
+        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+    {
+        let (key, value) = (decoded(key)?, decoded(value)?);
         if key == "operation" {
-            operation.get_or_insert_with(|| value.into_owned());
+            operation.get_or_insert(value);
         } else if let Some(key) = key.strip_prefix("metadata.").filter(|key| !key.is_empty()) {
             metadata.retain(|known: &String, _| !known.eq_ignore_ascii_case(key));
-            metadata.insert(key.to_owned(), value.into_owned());
+            metadata.insert(key.to_owned(), value);
         }
     }
     match operation.filter(|operation| !operation.is_empty()) {
@@ -236,6 +240,15 @@ fn invocation(name: String, parts: &Parts) -> Result<Invocation, Error> {
         None => Err(bad_request(
             "operation is required: write ?operation=NAME, or the header dapr-operation",
         )),
+    }
+}
+
+/// A name or a value of a query. What is not UTF-8 must not become something else: two keys would be one.
+fn decoded(text: &str) -> Result<String, Error> {
+    let plain = text.replace('+', " ");
+    match percent_decode_str(&plain).decode_utf8() {
+        Ok(text) => Ok(text.into_owned()),
+        Err(_) => Err(bad_request(format!("{text:?} in the query is not UTF-8"))),
     }
 }
 

@@ -752,6 +752,31 @@ async fn what_is_the_stores_own_is_not_listed() {
     }
 }
 
+/// Else all of them would be one key, and overwrite each other.
+#[tokio::test]
+async fn name_that_is_not_utf8_is_refused() {
+    let store = Store::files().await;
+    for query in [
+        "metadata.key=%FF",
+        "metadata.key=x&metadata.%FE=1",
+        "metadata.key=a%C3",
+    ] {
+        let target = format!("/v1.0-alpha1/bindings/it/stream?operation=create&{query}");
+        let refused = store.client.post(&target, b"x").await;
+        assert_eq!(
+            refusal(&refused),
+            (400, "ERR_BAD_REQUEST".into()),
+            "{query}"
+        );
+    }
+    assert_eq!(store.all(), [""; 0]);
+
+    // What stands for such bytes elsewhere is a name like others.
+    let target = "/v1.0-alpha1/bindings/it/stream?operation=create&metadata.key=%EF%BF%BD+x";
+    assert_eq!(store.client.post(target, b"x").await.status, 200);
+    assert_eq!(store.all(), ["\u{fffd} x"]);
+}
+
 #[tokio::test]
 async fn store_whose_folder_was_removed_says_so_and_does_not_speak_of_objects() {
     let store = Store::files().await;
