@@ -73,6 +73,15 @@ impl Filter {
         }
     }
 
+    /// Whether it has to read messages, and so refuses what is not gRPC.
+    pub fn reads_messages(&self) -> bool {
+        match self {
+            Self::Sequence(_) => true,
+            Self::InitialMessage(config) => config.reads(),
+            Self::Metrics(_) | Self::CircuitBreaker(_) => false,
+        }
+    }
+
     fn wrap(&self, inner: Chain, surroundings: Surroundings<'_>) -> Chain {
         match self {
             Self::Sequence(config) => {
@@ -168,9 +177,11 @@ where
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::Instant;
     use tower::service_fn;
 
     use super::*;
+    use crate::{StreamContext, stream::Protocol};
 
     #[tokio::test]
     async fn chain_of_all_filters_passes_a_stream() {
@@ -195,6 +206,10 @@ mod tests {
             service_fn(async |_| Ok(Response::new(Body::full("hello")))),
         );
 
-        assert!(chain.call(Request::new(Body::empty())).await.is_ok());
+        let mut request = Request::new(Body::empty());
+        let stream = StreamContext::new(Protocol::Grpc, Instant::now(), None);
+        request.extensions_mut().insert(stream);
+
+        assert!(chain.call(request).await.is_ok());
     }
 }

@@ -17,7 +17,8 @@
 //! 5. The inner service is called. Its request begins with the chunks that were held, untouched; then the rest of the body
 //!    follows.
 //!
-//! Streams that are not gRPC pass at once; only the headers that the filter sets are taken from them, too.
+//! Where fields are read, for `headers` or `required`, a request that is not gRPC is refused: its content type is the client's
+//! word, and many a server takes for gRPC whatever comes on the path of a method. Where none are, it passes at once.
 //!
 //! **What fields mean here.** Without a schema, a field is what stands at its path, and the last one counts. A field that
 //! stands there with two wire types is refused, since the service would read only one of them. That two fields belong to
@@ -60,7 +61,7 @@ use tower::{Layer, Service};
 use crate::{
     Body, Chunk, Error, Side, StreamContext,
     gzip::{InflateError, inflate},
-    stream::Protocol,
+    stream::{Protocol, not_grpc},
     units::{Duration, Size, Unit},
 };
 
@@ -164,6 +165,13 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// Whether the message is not only waited for.
+    pub(crate) fn reads(&self) -> bool {
+        !self.headers.is_empty() || !self.required.is_empty()
+    }
+}
+
 // === impl InitialMessageLayer ===
 
 impl InitialMessageLayer {
@@ -218,6 +226,10 @@ where
         config.headers.clear(request.headers_mut());
         let context = request.extensions().get::<StreamContext>();
         if context.is_some_and(|context| context.protocol() == Protocol::Http) {
+            if config.reads() {
+                let error = not_grpc("the filter `initial_message`");
+                return Box::pin(std::future::ready(Err(error)));
+            }
             return Box::pin(self.inner.borrow_mut().call(request));
         }
         let started_at = context.map_or_else(Instant::now, StreamContext::started_at);
@@ -249,10 +261,10 @@ impl Rules {
         let waited = timeout_at(deadline, self.first_message(&mut body, deadline)).await;
         let (mut opening, head) = waited.unwrap_or_else(|_| Err(self.late()))?;
 
-        let Config {
-            headers, required, ..
-        } = &self.config;
-        if self.hand_over || !headers.is_empty() || !required.is_empty() {
+        if self.hand_over || self.config.reads() {
+            let Config {
+                headers, required, ..
+            } = &self.config;
             let message = self.plain(opening.payload(head), head, &parts.headers)?;
             required.demand(&message)?;
             headers.set(&message, &mut parts.headers)?;
@@ -942,22 +954,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn plain_http_passes_at_once_without_the_headers_that_others_trust() {
-        let request = || {
-            let mut request = begun(silent_after(vec![]), Protocol::Http, 0);
-            let headers = request.headers_mut();
-            headers.insert("x-tenant", HeaderValue::from_static("spoofed"));
-            headers.insert("x-other", HeaderValue::from_static("kept"));
-            request
-        };
+    async fn plain_http_passes_at_once_where_no_field_is_read() {
+        let request = || begun(silent_after(vec![]), Protocol::Http, 0);
 
-        let untouched = send(json!({}), request()).await.unwrap();
-        assert_eq!(untouched.headers()["x-tenant"], "spoofed");
+        assert!(send(json!({}), request()).await.is_ok());
 
-        let settings = json!({"headers": {"x-tenant": "1"}, "required": ["1"]});
-        let cleared = send(settings, request()).await.unwrap();
-        assert!(!cleared.headers().contains_key("x-tenant"));
-        assert_eq!(cleared.headers()["x-other"], "kept");
+        for reading in [
+            json!({"headers": {"x-tenant": "1"}}),
+            json!({"required": ["1"]}),
+        ] {
+            let error = send(reading, request()).await.unwrap_err();
+            assert_eq!((error.reason(), error.http_status()), ("not_grpc", 415));
+        }
     }
 
     #[tokio::test(start_paused = true)]

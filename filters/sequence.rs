@@ -13,8 +13,11 @@
 //!
 //! What protobuf allows is allowed: fields in any order, fields nobody knows, a number that is absent and therefore 0.
 //! A message that has the payload or the initial field more than once, or both, or neither, is refused, since decoders
-//! disagree about it. A stream without any message passes: what to make of it is the upstream's affair. Plain HTTP
-//! passes, and so does an answer that is not gRPC, or one that the proxy has numbered itself. Messages must not be compressed.
+//! disagree about it. A stream without any message passes: what to make of it is the upstream's affair. So does an answer that
+//! is not gRPC, or one that the proxy has numbered itself. Messages must not be compressed.
+//!
+//! A request that is not gRPC is refused. Its content type is the client's word, and many a server takes for gRPC whatever comes
+//! on the path of a method; so a route that carries plain HTTP as well has another list of filters for it.
 //!
 //! **Memory.** A few hundred bytes for each direction of a stream, whatever the length of its messages.
 //!
@@ -37,19 +40,24 @@ mod settings;
 
 use std::{
     fmt,
-    future::Future,
+    future::{Future, Ready},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
 };
 
+use futures_util::future::Either;
 use http::{Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body::{Body as _, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use thalweg_proto::{method::is_grpc_content_type, status::Code};
 use tower::{Layer, Service};
 
-use crate::{Body, Chunk, Error, Side, StreamContext, ending::grpc_status, stream::Protocol};
+use crate::{
+    Body, Chunk, Error, Side, StreamContext,
+    ending::grpc_status,
+    stream::{Protocol, not_grpc},
+};
 
 pub use settings::{Config, Fields};
 
@@ -152,7 +160,7 @@ where
 {
     type Response = Response<Body>;
     type Error = Error;
-    type Future = SequenceFuture<S::Future>;
+    type Future = Either<Ready<Result<Response<Body>, Error>>, SequenceFuture<S::Future>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         self.inner.poll_ready(cx)
@@ -161,19 +169,17 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let context = request.extensions().get::<StreamContext>();
         if context.is_none_or(|context| context.protocol() != Protocol::Grpc) {
-            return SequenceFuture {
-                inner: self.inner.call(request),
-                check: None,
-            };
+            let error = not_grpc("the filter `sequence`");
+            return Either::Left(std::future::ready(Err(error)));
         }
         let request = match &self.checks.request {
             Some(check) => request.map(|body| check.watch(body)),
             None => request,
         };
-        SequenceFuture {
+        Either::Right(SequenceFuture {
             inner: self.inner.call(request),
             check: self.checks.response.clone(),
-        }
+        })
     }
 }
 
@@ -237,9 +243,10 @@ impl CheckedBody {
                     }
                     Ok(())
                 }
-                // A status that tells of a failure may come at any time.
+                // A status that tells of a failure may come at any time. A request has none.
                 (_, Some(trailers))
-                    if grpc_status(trailers).is_some_and(|code| code != Code::Ok) =>
+                    if matches!(self.sender, Sender::Upstream(_))
+                        && grpc_status(trailers).is_some_and(|code| code != Code::Ok) =>
                 {
                     Ok(())
                 }
@@ -524,7 +531,7 @@ mod tests {
     #[tokio::test]
     async fn request_that_ends_within_a_message_has_no_clean_end() {
         let part = &payload(0)[..9];
-        let ends: [(Frames, bool); 3] = [
+        let ends: [(Frames, bool); 4] = [
             (vec![data(&[&initial(), part])], false),
             (vec![data(&[&initial(), part])], true),
             (
@@ -534,6 +541,8 @@ mod tests {
                 ],
                 false,
             ),
+            // A status in them is a client's way to end early, and no excuse.
+            (vec![data(&[&initial(), part]), trailers("1")], false),
         ];
         for (frames, ends_early) in ends {
             let frames = frames.into();
@@ -650,10 +659,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn plain_http_passes_untouched() {
-        let (passed, outcome) = upload_as(Protocol::Http, Body::full("GET / HTTP/1.1")).await;
+    async fn what_does_not_say_that_it_is_grpc_never_reaches_the_upstream() {
+        let mut service = layer().layer(service_fn(async |_| -> Result<Response<Body>, Error> {
+            panic!("it was forwarded")
+        }));
 
-        assert_eq!((passed, outcome.unwrap()), (vec![14], None));
+        let sent = request(Protocol::Http, Body::full(initial()));
+        let error = service.call(sent).await.unwrap_err();
+
+        assert_eq!(error.http_status(), 415);
+        assert_error(
+            &error,
+            Code::Unimplemented,
+            "not_grpc",
+            Side::Client,
+            "the filter `sequence` reads messages of gRPC, and this is no request of gRPC: it takes HTTP/2 and the content-type application/grpc",
+        );
     }
 
     // === responses ===

@@ -9,9 +9,10 @@ use std::{
 };
 
 use futures_util::task::AtomicWaker;
+use thalweg_proto::status::Code;
 use tokio::time::Instant;
 
-use crate::Error;
+use crate::{Error, Side};
 
 /// What all filters of one stream share; a clone is another handle to the same stream.
 #[derive(Clone, Debug)]
@@ -128,12 +129,18 @@ impl StreamContext {
     }
 }
 
+/// Refuses a stream where `who` has to read messages and the client does not say that there are any. To let it pass unread
+/// would leave it to the client whether it is judged: many a gRPC server never looks at the content type.
+pub fn not_grpc(who: &str) -> Error {
+    let message = format!(
+        "{who} reads messages of gRPC, and this is no request of gRPC: it takes HTTP/2 and the content-type application/grpc"
+    );
+    Error::new(Code::Unimplemented, "not_grpc", Side::Client, message).with_http_status(415)
+}
+
 #[cfg(test)]
 mod tests {
-    use thalweg_proto::status::Code;
-
     use super::*;
-    use crate::Side;
 
     #[tokio::test]
     async fn first_abort_wins_and_wakes() {

@@ -10,7 +10,7 @@
 use std::{rc::Rc, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Version, header};
+use http::{HeaderName, HeaderValue, Method, Request, Response, Version, header};
 use thalweg_filters::{Body, Error, Side, StreamContext, stream::Protocol};
 use thalweg_proto::{deadline, method::is_grpc_content_type, status::Code};
 use tokio::{
@@ -237,7 +237,18 @@ fn route(
         )
         .with_http_status(431));
     }
-    if says_grpc(request.headers()) && stream.protocol() != Protocol::Grpc {
+    let mut content_types = request.headers().get_all(header::CONTENT_TYPE).iter();
+    let content_type = content_types.next();
+    if content_types.next().is_some() {
+        // Whoever is behind us may believe another of them than we do.
+        return Err(Error::new(
+            Code::InvalidArgument,
+            "content_types",
+            Side::Client,
+            "the request has more than one content-type",
+        ));
+    }
+    if says_grpc(content_type) && stream.protocol() != Protocol::Grpc {
         return Err(Error::new(
             Code::Unimplemented,
             "grpc_over_http1",
@@ -280,7 +291,7 @@ pub(crate) fn stream_context<B>(request: &Request<B>) -> StreamContext {
     let started_at = Instant::now();
     let headers = request.headers();
     // Over HTTP/1.1 there is no gRPC, and whoever tried it reads HTTP statuses.
-    if request.version() != Version::HTTP_2 || !says_grpc(headers) {
+    if request.version() != Version::HTTP_2 || !says_grpc(headers.get(header::CONTENT_TYPE)) {
         return StreamContext::new(Protocol::Http, started_at, None);
     }
     // A value that cannot be read is refused by `route`, where there is a status to say so.
@@ -294,10 +305,8 @@ pub(crate) fn stream_context<B>(request: &Request<B>) -> StreamContext {
     )
 }
 
-fn says_grpc(headers: &HeaderMap) -> bool {
-    headers
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|value| is_grpc_content_type(value.as_bytes()))
+fn says_grpc(content_type: Option<&HeaderValue>) -> bool {
+    content_type.is_some_and(|value| is_grpc_content_type(value.as_bytes()))
 }
 
 /// Ready when the listener's connections are to take no more streams.

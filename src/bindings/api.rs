@@ -7,7 +7,9 @@
 //! | `POST` or `PUT` `/v1.0-alpha1/bindings/{name}/stream` | streaming over HTTP: the body is the payload |
 //! | `POST` or `PUT` `/v1.0/bindings/{name}` | unary over HTTP: the body is JSON |
 //!
-//! All else follows the routes, other methods of the same gRPC service among it.
+//! All else follows the routes, other methods of the same gRPC service among it. The path alone says what a call is: one that
+//! comes with another method or content type is refused. If it followed the routes, it would pass by the binding's filters to a
+//! runtime that stands behind one, and such a runtime may well serve it.
 
 use std::{
     cell::RefCell,
@@ -15,13 +17,14 @@ use std::{
     task::{Context, Poll},
 };
 
-use ::http::{Method, Request, Response};
+use ::http::{HeaderValue, Method, Request, Response, header::ALLOW};
 use thalweg_filters::{
-    Body, Error, StreamContext,
+    Body, Error, Side, StreamContext,
     chain::{Chain, ChainFuture},
     initial_message::{self, InitialMessageLayer},
-    stream::Protocol,
+    stream::{Protocol, not_grpc},
 };
+use thalweg_proto::status::Code;
 use tower::{Layer, Service, service_fn};
 
 use super::Bindings;
@@ -70,19 +73,48 @@ impl Api {
 // === impl Call ===
 
 impl Call {
-    /// Which call of a binding a request is, if it is one.
-    pub(crate) fn of<B>(request: &Request<B>) -> Option<Self> {
+    /// Which call of a binding a request is, if it is one; or why it is none, though it goes where they go.
+    pub(crate) fn of<B>(request: &Request<B>) -> Option<Result<Self, Error>> {
         let grpc = (request.extensions().get::<StreamContext>())
             .is_some_and(|stream| stream.protocol() == Protocol::Grpc);
-        match request.uri().path() {
-            STREAM if grpc => Some(Self::GrpcStream),
-            grpc::UNARY if grpc => Some(Self::GrpcUnary),
-            path if !grpc && [Method::POST, Method::PUT].contains(request.method()) => {
-                http::call(path)
+        let call = match request.uri().path() {
+            STREAM => Self::GrpcStream,
+            grpc::UNARY => Self::GrpcUnary,
+            path => http::call(path)?,
+        };
+        let refused = match (&call, grpc) {
+            (Self::GrpcStream | Self::GrpcUnary, false) => Some(not_grpc("a binding")),
+            (Self::HttpStream { .. } | Self::HttpUnary { .. }, true) => Some(grpc_on_http()),
+            (Self::HttpStream { .. } | Self::HttpUnary { .. }, false)
+                if ![Method::POST, Method::PUT].contains(request.method()) =>
+            {
+                Some(wrong_method(request.method()))
             }
             _ => None,
-        }
+        };
+        Some(refused.map_or(Ok(call), Err))
     }
+}
+
+fn grpc_on_http() -> Error {
+    Error::new(
+        Code::Unimplemented,
+        "not_http",
+        Side::Client,
+        "on this path a binding is called over plain HTTP, and this is a request of gRPC by its content-type",
+    )
+    .with_http_status(415)
+}
+
+fn wrong_method(method: &Method) -> Error {
+    Error::new(
+        Code::Unimplemented,
+        "wrong_method",
+        Side::Client,
+        format!("a binding is called by POST or PUT, and not by {method}"),
+    )
+    .with_http_status(405)
+    .with_header(ALLOW, HeaderValue::from_static("POST, PUT"))
 }
 
 /// The call is found in the extensions, where whoever recognised it has put it.

@@ -215,11 +215,10 @@ impl Translate {
     }
 
     fn finish(&mut self, trailers: Option<HeaderMap>) -> Result<(), Error> {
-        let failed = trailers
-            .as_ref()
-            .and_then(grpc_status)
-            .is_some_and(|code| code != Code::Ok);
-        // Who says himself that he has failed need not end well.
+        let status = trailers.as_ref().and_then(grpc_status);
+        // Who says himself that he has failed need not end well. In a request it would make a part look like the whole.
+        let failed = matches!(self.plan.sender, Sender::Upstream(_))
+            && status.is_some_and(|code| code != Code::Ok);
         if !failed {
             self.reader
                 .finish()
@@ -599,6 +598,24 @@ mod tests {
         assert_eq!(
             (error.code(), error.side()),
             (Code::InvalidArgument, Side::Client)
+        );
+    }
+
+    #[tokio::test]
+    async fn status_in_a_request_makes_no_whole_of_a_part() {
+        let sent = stream(Form::Runtime, Some(&[]), &[b"payload"], 0);
+        let cut = Frame::data(sent.slice(..sent.len() - 1).into());
+        let failed = http::HeaderValue::from_static(Code::Cancelled.as_str());
+        let status = HeaderMap::from_iter([(http::HeaderName::from_static("grpc-status"), failed)]);
+        let body = Body::new(Script([cut, Frame::trailers(status)].into()));
+        let plan = plan(Form::Runtime, Form::Raw);
+
+        let body = Translate::new(body, plan, 0, None).without_initial();
+
+        let error = fault(body.into_body()).await;
+        assert_eq!(
+            (error.reason(), error.side()),
+            ("malformed_message", Side::Client)
         );
     }
 

@@ -5,7 +5,9 @@ use std::{fmt, path::Path};
 use serde_json::Value;
 
 use crate::{
-    config::{AuthorityMatch, BindingTarget, Config, Destination, Match, PathMatch, Route},
+    config::{
+        AuthorityMatch, BindingTarget, Config, Destination, Match, PathMatch, Protocol, Route,
+    },
     router::covers,
 };
 
@@ -182,6 +184,21 @@ fn warnings(config: &Config) -> Vec<String> {
                 later.name, earlier.name
             )
         }));
+    }
+    for route in &config.routes {
+        let Destination::Clusters(targets) = &route.destination else {
+            continue;
+        };
+        let plain = (targets.iter()).find(|target| target.cluster.protocol == Protocol::Http1);
+        let reader = route.filters.iter().find(|filter| filter.reads_messages());
+        if let (Some(target), Some(filter)) = (plain, reader) {
+            warnings.push(format!(
+                "route {} refuses every stream to {}: {} takes gRPC alone, and an HTTP/1.1 cluster cannot carry it; give the route filters of its own",
+                route.name,
+                target.cluster.name,
+                filter.name()
+            ));
+        }
     }
     for cluster in &config.clusters {
         let by_route = config.routes.iter().any(|route| match &route.destination {

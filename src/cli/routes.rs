@@ -92,7 +92,13 @@ fn explanation(config: &Config, mut request: Request<()>) -> String {
     request.extensions_mut().insert(stream);
     let serves_bindings = !config.bindings.is_empty() || config.component_sockets.is_some();
     if serves_bindings && let Some(call) = Call::of(&request) {
-        return binding(config, &call);
+        return match call {
+            Ok(call) => binding(config, &call),
+            Err(error) => format!(
+                "a call of a binding, which is refused: {error} ({})\n",
+                error.reason()
+            ),
+        };
     }
     let (parts, ()) = request.into_parts();
     let mut text = String::new();

@@ -77,7 +77,7 @@ impl Snapshot {
         if let Some(api) = &self.api
             && let Some(call) = Call::of(&request)
         {
-            request.extensions_mut().insert(call);
+            request.extensions_mut().insert(call?);
             return Ok(api.borrow_mut().call(request));
         }
         send(&self.routes, request)

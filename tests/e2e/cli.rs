@@ -127,7 +127,7 @@ async fn check_tells_where_everything_leads_and_what_is_worth_a_look() {
         routes:
           - {name: tenants, match: {headers: {x-tenant: blue}}, continue: true}
           - {name: greeter, match: {grpc: {service: helloworld.Greeter}}, cluster: greeter}
-          - {name: hello, match: {path: /helloworld.Greeter/SayHello}, cluster: web}
+          - {name: hello, match: {path: /helloworld.Greeter/SayHello}, cluster: web, filters: [metrics, sequence]}
           - name: rest
             match: {authority: "*.example.test"}
             clusters: [{name: web, weight: 1}, {name: greeter, weight: 2}]
@@ -161,6 +161,7 @@ routes
 worth a look
   admin.address is none: nobody can read metrics, or ask whether it is ready
   route hello is never taken: greeter, above it, takes every stream that it would
+  route hello refuses every stream to web: sequence takes gRPC alone, and an HTTP/1.1 cluster cannot carry it; give the route filters of its own
   cluster spare is not used by any route or binding
 "
     );

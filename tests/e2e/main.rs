@@ -13,6 +13,7 @@
 //! | `health` | who is asked for its health, and who finds out about that of others |
 //! | `http` | plain HTTP, over every pair of protocols |
 //! | `invoke` | what `thalweg invoke` and `thalweg bindings` promise to those who type them |
+//! | `judged` | that a client's own word decides neither whether it is judged nor what becomes of others |
 //! | `proxy_protocol` | who may say where a connection comes from, and what becomes of those who say it badly |
 //! | `reload` | what becomes of streams, connections and counters when the configuration changes |
 //! | `resets` | what each reset code of one side becomes on the other |
@@ -47,6 +48,7 @@ mod endings;
 mod health;
 mod http;
 mod invoke;
+mod judged;
 mod proxy_protocol;
 mod reload;
 mod resets;

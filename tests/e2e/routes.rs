@@ -141,9 +141,10 @@ async fn calls_that_take_no_route_are_told() {
         let lines = explain(YAML, &[&[method, path], headers].concat()).await;
         has(&lines, told);
     }
-    // Without gRPC's content type it is no such call.
+    // Without gRPC's content type it does not follow the routes either.
     let lines = explain(YAML, &["POST", stream]).await;
-    has(&lines, "greeter no: the path is not /helloworld.Greeter/*");
+    assert!(lines[0].starts_with("a call of a binding, which is refused: "));
+    assert!(lines[0].ends_with(" (not_grpc)"), "{lines:?}");
 }
 
 #[tokio::test]

@@ -456,7 +456,7 @@ async fn bad_unary_calls_are_told_what_is_wrong() {
 // === what follows the routes ===
 
 #[tokio::test]
-async fn other_methods_and_paths_follow_the_routes() {
+async fn other_paths_follow_the_routes() {
     let upstream = PlainUpstream::bind().await;
     let proxy = TestProxy::start(&format!(
         "listeners: [{{name: it, address: \"127.0.0.1:0\"}}]\n\
@@ -470,9 +470,6 @@ async fn other_methods_and_paths_follow_the_routes() {
     let mut served = None;
 
     for (method, target) in [
-        ("GET", STREAM),
-        ("DELETE", STREAM),
-        ("GET", "/v1.0/bindings/it"),
         ("POST", "/v1.0-alpha1/bindings/it"),
         ("POST", "/v1.0-alpha1/bindings//stream"),
         ("POST", "/v1.0-alpha1/bindings/it/stream/more"),
