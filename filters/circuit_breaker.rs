@@ -3,7 +3,7 @@
 //! **Why.** Streams that are bound to fail cost both sides their time, and an upstream that is on its knees needs fewer
 //! of them to get up. Who is told quickly, with the time to come back, can do something else meanwhile.
 //!
-//! **How.** Dapr's breaker (gobreaker 0.5) with its settings, defaults and metrics:
+//! **How.** Dapr's breaker (gobreaker 0.5) with its settings, defaults and metrics, and two settings of our own:
 //!
 //! 1. It admits all and counts how streams end. After each failure it asks `trip`; if that holds, it rejects.
 //! 2. It rejects for `timeout`: UNAVAILABLE, or 503, with `retry-after`.
@@ -14,24 +14,31 @@
 //!
 //! | the end of the stream | judged as |
 //! |---|---|
-//! | an error on the side of the upstream: it cannot be reached, resets, breaks off or breaks a rule | failure |
-//! | gRPC status UNKNOWN, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, INTERNAL, UNAVAILABLE or DATA_LOSS | failure |
-//! | `grpc-timeout` has passed, before or within the answer | failure: an upstream that hangs shows in nothing else |
+//! | a gRPC status that is in `statuses`, answered by the upstream or standing for what it did: it cannot be reached, resets, breaks off or breaks a rule | failure |
+//! | DEADLINE_EXCEEDED, if it is in `statuses` and the upstream had the whole request for `min_deadline` and has said nothing yet: by the client's `grpc-timeout` or a limit of the proxy's | failure: an upstream that hangs shows in nothing else |
+//! | DEADLINE_EXCEEDED otherwise | neutral: the client chose the time, or was waited for itself |
+//! | HTTP 502 or 503 with UNAVAILABLE in `statuses`, 504 with DEADLINE_EXCEEDED, 500 with INTERNAL; even if the body was not read to the end | failure |
+//! | a reset or a broken rule of the upstream's whose status is not in `statuses` | neutral |
 //! | gRPC without a status | as the status that the HTTP status stands for |
-//! | HTTP 500, 502, 503 or 504, even if its body was not read to the end | failure |
 //! | gRPC status CANCELLED | neutral: somebody on the client's side gave up |
-//! | the client cancels, resets, leaves or breaks a rule | neutral |
+//! | the client cancels, resets, leaves, is silent or breaks a rule | neutral |
 //! | the proxy refuses, by a limit or a filter | neutral: the upstream was not asked, or cannot help it |
 //! | any other gRPC status or HTTP status | success: the upstream was there and answered |
 //!
-//! Dapr takes every error for a failure, also INVALID_ARGUMENT, NOT_FOUND or UNAUTHENTICATED. Here these and their like
-//! are answers: one client that asks for what is not there must not shut the others out. A neutral stream is as if it
-//! had never been; if it was a probe, another may take its place.
+//! A neutral stream is as if it had never been; if it was a probe, another may take its place.
+//!
+//! **What one client can do.** It must not shut the others out. Dapr takes every error for a failure, also INVALID_ARGUMENT or
+//! NOT_FOUND. Here a status counts only if a client cannot bring it about at will, and most can be: servers answer a message that is
+//! too large with RESOURCE_EXHAUSTED, one that is malformed with INTERNAL or a reset, a request that their code did not expect with
+//! UNKNOWN or HTTP 500. Who knows the clients adds those to `statuses`. And who is a probe must not decide for ever:
+//!
+//! - one that has begun to answer and lived for a second has succeeded;
+//! - one that has no answer after five seconds loses its place to another, and its end still counts;
+//! - a breaker that has probed for `timeout` without a failure admits again: nothing speaks against the upstream any more.
 //!
 //! A breaker belongs to a target (a cluster, a binding) and to its settings, and is shared by all routes and workers that
 //! name both. Streams that outlive a change of its state, or an `interval`, are ignored at their end, so a long stream from
-//! before a failure says nothing about the time after. By the same rule a long stream that probes keeps others waiting
-//! until it ends: where streams are long, let more of them probe.
+//! before a failure says nothing about the time after.
 //!
 //! **Order.** Inside of filters that refuse streams for the client's faults; outside of nothing but `metrics`, which should
 //! see what is rejected.
@@ -43,7 +50,9 @@
 
 mod registry;
 mod state;
+mod statuses;
 mod trip;
+mod whole;
 
 use std::{
     future::Future,
@@ -51,19 +60,21 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Request, Response};
+use http::{Request, Response, header::CONTENT_TYPE};
 use http_body::{Body as _, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use thalweg_proto::status::Code;
+use thalweg_proto::{method::is_grpc_content_type, status::Code};
 use tokio::time::Instant;
 use tower::{Layer, Service};
 
 pub use self::{
     registry::{Breaker, Permit, Registry},
     state::{Counts, Machine, Outcome, Phase, Rejection, Ticket},
+    statuses::Statuses,
     trip::{Fault, Trip},
+    whole::Whole,
 };
 use crate::{
     Body, Chunk, Error, Side, StreamContext,
@@ -72,7 +83,7 @@ use crate::{
     units::{Count, Duration},
 };
 
-/// Settings of `circuit_breaker`, with the names and defaults of Dapr's.
+/// Settings of `circuit_breaker`; the first four with the names and defaults of Dapr's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(rename = "CircuitBreaker")]
@@ -96,6 +107,17 @@ pub struct Config {
     /// `consecutiveSuccesses` and `consecutiveFailures`. Default `consecutiveFailures > 5`: bad luck rarely strikes six
     /// times in a row.
     pub trip: Trip,
+
+    /// The gRPC statuses that are failures, by name or by number, whether the upstream answered them or they stand for what it
+    /// did. HTTP 502 and 503 go with UNAVAILABLE, 504 with DEADLINE_EXCEEDED, 500 with INTERNAL. Default
+    /// `[DEADLINE_EXCEEDED, UNAVAILABLE]`: most others a client can bring about at will, and one client would shut all others
+    /// out. With Dapr every error counts; where all clients are your own, add INTERNAL, UNKNOWN and RESOURCE_EXHAUSTED.
+    pub statuses: Statuses,
+
+    /// How long an upstream must have had a whole request, without a word, for a passed deadline to be its failure. Default `1s`:
+    /// a client that gives less has not waited for it. More where methods take longer by nature.
+    #[schemars(extend("minimum" = 1, "maximum" = 86_400_000))]
+    pub min_deadline: Duration,
 }
 
 impl Default for Config {
@@ -105,7 +127,39 @@ impl Default for Config {
             interval: Duration(0),
             timeout: Duration(60_000),
             trip: Trip::default(),
+            statuses: Statuses::default(),
+            min_deadline: Duration(1000),
         }
+    }
+}
+
+impl Config {
+    /// What a status says that the upstream has answered.
+    fn of_status(&self, code: Code) -> Outcome {
+        match code {
+            Code::Cancelled => Outcome::Neutral,
+            code if self.statuses.contains(code) => Outcome::Failure,
+            _ => Outcome::Success,
+        }
+    }
+
+    /// What it says that the upstream is at fault for an end with this status.
+    fn of_failure(&self, code: Code, request: &Whole) -> Outcome {
+        let unfair = code == Code::DeadlineExceeded && !request.lasts(self.min_deadline.into());
+        match self.statuses.contains(code) && !unfair {
+            true => Outcome::Failure,
+            false => Outcome::Neutral,
+        }
+    }
+
+    fn of_http(&self, status: u16) -> Outcome {
+        let code = match status {
+            500 => Code::Internal,
+            502 | 503 => Code::Unavailable,
+            504 => Code::DeadlineExceeded,
+            _ => return Outcome::Success,
+        };
+        self.of_status(code)
     }
 }
 
@@ -145,8 +199,11 @@ struct JudgedBody {
 struct Judge {
     permit: Option<Permit>,
     context: Option<StreamContext>,
+    whole: Whole,
     /// What the response's head said, once it is there.
     head: Option<Answer>,
+    /// Some of the answer has come behind the head.
+    answering: bool,
 }
 
 /// What an upstream answered.
@@ -197,15 +254,24 @@ where
                 judge: None,
                 rejection: Some(error),
             },
-            Ok(permit) => CircuitBreakerFuture {
-                judge: Some(Judge {
+            Ok(permit) => {
+                let context = request.extensions().get().cloned();
+                let (parts, body) = request.into_parts();
+                let (body, whole) = Whole::watch(body);
+                let request = Request::from_parts(parts, body);
+                let judge = Judge {
                     permit: Some(permit),
-                    context: request.extensions().get().cloned(),
+                    context,
+                    whole,
                     head: None,
-                }),
-                inner: Some(self.inner.call(request)),
-                rejection: None,
-            },
+                    answering: false,
+                };
+                CircuitBreakerFuture {
+                    judge: Some(judge),
+                    inner: Some(self.inner.call(request)),
+                    rejection: None,
+                }
+            }
         }
     }
 }
@@ -232,7 +298,7 @@ where
         };
         Poll::Ready(match result {
             Err(error) => {
-                judge.end(of_error(&error));
+                judge.error(&error);
                 Err(error)
             }
             Ok(response) => {
@@ -260,8 +326,9 @@ impl http_body::Body for JudgedBody {
         let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
         match &frame {
             None => self.judge.complete(),
-            Some(Err(error)) => self.judge.end(of_error(error)),
+            Some(Err(error)) => self.judge.error(error),
             Some(Ok(frame)) => {
+                self.judge.answering |= frame.is_data();
                 if let Some(trailers) = frame.trailers_ref() {
                     if let (Some(Answer::Grpc(_)), Some(code)) =
                         (self.judge.head, grpc_status(trailers))
@@ -298,23 +365,74 @@ impl Drop for JudgedBody {
 impl Judge {
     fn head(&mut self, response: &Response<Body>) {
         let context = self.context.as_ref();
-        let grpc = context.is_some_and(|context| context.protocol() == Protocol::Grpc);
-        let status = response.status().as_u16();
+        // An upstream that answers gRPC has said how it went, whatever the client takes it for.
+        let content_type = response.headers().get(CONTENT_TYPE);
+        let grpc = context.is_some_and(|context| context.protocol() == Protocol::Grpc)
+            || content_type.is_some_and(|value| is_grpc_content_type(value.as_bytes()));
+        let (status, code) = (response.status().as_u16(), grpc_status(response.headers()));
+        let begins = grpc && status == 200 && code.is_none();
         self.head = Some(if grpc {
-            let code = grpc_status(response.headers());
             Answer::Grpc(code.unwrap_or_else(|| Code::from_http(status)))
         } else {
             Answer::Http(status)
         });
+        if let Some(permit) = &self.permit
+            && (begins || self.of_answer() == Outcome::Success)
+        {
+            permit.answered();
+        }
+    }
+
+    /// What the upstream has answered so far.
+    fn of_answer(&self) -> Outcome {
+        let Some(permit) = &self.permit else {
+            return Outcome::Neutral;
+        };
+        let config = permit.config();
+        match self.head {
+            // The client's time has run out over there, too.
+            Some(Answer::Grpc(Code::DeadlineExceeded)) if self.has_deadline() => {
+                self.timed_out(!self.answering)
+            }
+            Some(Answer::Grpc(code)) => config.of_status(code),
+            Some(Answer::Http(status)) => config.of_http(status),
+            None => Outcome::Neutral,
+        }
     }
 
     /// The answer has come to its end.
     fn complete(&mut self) {
-        self.end(match self.head {
-            Some(Answer::Grpc(code)) => of_code(code),
-            Some(Answer::Http(status)) => of_http(status),
-            None => Outcome::Neutral,
-        });
+        self.end(self.of_answer());
+    }
+
+    fn error(&mut self, error: &Error) {
+        self.end(self.of_error(error));
+    }
+
+    fn of_error(&self, error: &Error) -> Outcome {
+        let Some(permit) = &self.permit else {
+            return Outcome::Neutral;
+        };
+        match (error.side(), error.code()) {
+            (Side::Client, Code::DeadlineExceeded) => self.timed_out(!self.answering),
+            (Side::Upstream, code) => permit.config().of_failure(code, &self.whole),
+            _ => Outcome::Neutral,
+        }
+    }
+
+    /// The client's deadline has passed. It tells of the upstream only if that is silent, and nobody waits for the client.
+    fn timed_out(&self, silent: bool) -> Outcome {
+        match &self.permit {
+            Some(permit) if silent => {
+                (permit.config()).of_failure(Code::DeadlineExceeded, &self.whole)
+            }
+            _ => Outcome::Neutral,
+        }
+    }
+
+    fn has_deadline(&self) -> bool {
+        let context = self.context.as_ref();
+        context.is_some_and(|context| context.deadline().is_some())
     }
 
     fn end(&mut self, outcome: Outcome) {
@@ -327,14 +445,14 @@ impl Judge {
     fn abandoned(&self) -> Outcome {
         let context = self.context.as_ref();
         if let Some(error) = context.and_then(StreamContext::aborted) {
-            return of_error(error);
+            return self.of_error(error);
         }
         let deadline = context.and_then(StreamContext::deadline);
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            return Outcome::Failure;
+            return self.timed_out(!self.answering);
         }
         match self.head {
-            Some(Answer::Http(status)) if of_http(status) == Outcome::Failure => Outcome::Failure,
+            Some(Answer::Http(_)) if self.of_answer() == Outcome::Failure => Outcome::Failure,
             _ => Outcome::Neutral,
         }
     }
@@ -345,35 +463,6 @@ impl Drop for Judge {
         if self.permit.is_some() {
             self.end(self.abandoned());
         }
-    }
-}
-
-// === the table ===
-
-fn of_error(error: &Error) -> Outcome {
-    match (error.side(), error.code()) {
-        (Side::Upstream, _) | (Side::Client, Code::DeadlineExceeded) => Outcome::Failure,
-        (Side::Client | Side::Proxy, _) => Outcome::Neutral,
-    }
-}
-
-fn of_code(code: Code) -> Outcome {
-    match code {
-        Code::Unknown
-        | Code::DeadlineExceeded
-        | Code::ResourceExhausted
-        | Code::Internal
-        | Code::Unavailable
-        | Code::DataLoss => Outcome::Failure,
-        Code::Cancelled => Outcome::Neutral,
-        _ => Outcome::Success,
-    }
-}
-
-fn of_http(status: u16) -> Outcome {
-    match status {
-        500 | 502 | 503 | 504 => Outcome::Failure,
-        _ => Outcome::Success,
     }
 }
 
@@ -518,9 +607,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn every_grpc_status_is_judged_by_the_table() {
         for code in Code::ALL {
-            let expected = match code.number() {
-                2 | 4 | 8 | 13 | 14 | 15 => Outcome::Failure,
-                1 => Outcome::Neutral,
+            // What else tells of a failure can be brought about by a client.
+            let expected = match code {
+                Code::DeadlineExceeded | Code::Unavailable => Outcome::Failure,
+                Code::Cancelled => Outcome::Neutral,
                 _ => Outcome::Success,
             };
             let status = code.as_str();
@@ -535,8 +625,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn grpc_without_a_status_is_judged_by_the_http_status() {
         for (status, expected) in [
-            (200, Outcome::Failure),
             (503, Outcome::Failure),
+            (200, Outcome::Success),
             (404, Outcome::Success),
         ] {
             let found = judged(Protocol::Grpc, answer(status, vec![data()])).await;
@@ -545,7 +635,7 @@ mod tests {
         let empty = HeaderMap::new();
         let trailers = vec![data(), Ok(Frame::trailers(empty))];
         assert_eq!(
-            judged(Protocol::Grpc, answer(200, trailers)).await,
+            judged(Protocol::Grpc, answer(503, trailers)).await,
             Outcome::Failure
         );
     }
@@ -557,7 +647,7 @@ mod tests {
             (404, Outcome::Success),
             (429, Outcome::Success),
             (501, Outcome::Success),
-            (500, Outcome::Failure),
+            (500, Outcome::Success),
             (502, Outcome::Failure),
             (503, Outcome::Failure),
             (504, Outcome::Failure),
@@ -577,9 +667,12 @@ mod tests {
     async fn errors_are_judged_by_their_side_before_and_within_the_answer() {
         for (side, code, expected) in [
             (Side::Upstream, Code::Unavailable, Outcome::Failure),
-            (Side::Upstream, Code::Cancelled, Outcome::Failure),
-            (Side::Upstream, Code::InvalidArgument, Outcome::Failure),
-            (Side::Client, Code::DeadlineExceeded, Outcome::Failure),
+            // A reset, which a client can bring about with a frame that is none.
+            (Side::Upstream, Code::Internal, Outcome::Neutral),
+            (Side::Upstream, Code::Cancelled, Outcome::Neutral),
+            // None has left the upstream its time.
+            (Side::Upstream, Code::DeadlineExceeded, Outcome::Neutral),
+            (Side::Client, Code::DeadlineExceeded, Outcome::Neutral),
             (Side::Client, Code::Cancelled, Outcome::Neutral),
             (Side::Client, Code::Internal, Outcome::Neutral),
             (Side::Proxy, Code::Unavailable, Outcome::Neutral),
@@ -640,28 +733,109 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn deadline_that_passes_outside_of_the_filter_is_a_failure() {
-        for status in [None, Some(200)] {
-            let breaker = probing().await;
-            let inner =
-                CircuitBreakerLayer::new(breaker.clone()).layer(service_fn(move |_| async move {
-                    match status {
-                        Some(status) => hanging(status),
-                        None => std::future::pending().await,
-                    }
-                }));
-            let mut service = crate::deadline::Deadline::new(inner);
-            let deadline = Instant::now() + std::time::Duration::from_secs(1);
-
-            let call = service.call(request(Protocol::Grpc, Some(deadline)));
-            match call.await {
-                Ok(response) => read(&mut response.into_body()).await,
-                Err(error) => assert_eq!(error.reason(), "grpc_timeout"),
+    /// What a call with this deadline is taken for that passes: to an upstream that never ends, behind `frames` of an answer if there
+    /// is one.
+    async fn overdue(millis: u64, body: Body, frames: Option<Frames>) -> Outcome {
+        let breaker = probing().await;
+        let mut frames = Some(frames);
+        let inner = CircuitBreakerLayer::new(breaker.clone()).layer(service_fn(move |request| {
+            let frames = frames.take().flatten();
+            async move {
+                let mut body = Request::into_body(request);
+                read(&mut body).await;
+                let Some(frames) = frames else {
+                    return std::future::pending().await;
+                };
+                let frames = frames.into_iter();
+                let answer = Script {
+                    frames,
+                    hangs: true,
+                };
+                Ok(Response::new(Body::new(answer)))
             }
-
-            assert_eq!(outcome(&breaker), Outcome::Failure, "{status:?}");
+        }));
+        let mut service = crate::deadline::Deadline::new(inner);
+        let deadline = Instant::now() + std::time::Duration::from_millis(millis);
+        let call = service.call(request(Protocol::Grpc, Some(deadline)).map(|_| body));
+        match call.await {
+            Ok(response) => read(&mut response.into_body()).await,
+            Err(error) => assert_eq!(error.reason(), "grpc_timeout"),
         }
+        outcome(&breaker)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn deadline_is_a_failure_of_an_upstream_that_had_its_time_and_is_silent() {
+        for request in [Body::empty(), Body::full("hello")] {
+            assert_eq!(overdue(1000, request, None).await, Outcome::Failure);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn deadline_that_a_client_has_chosen_or_waited_for_itself_says_nothing() {
+        let open = || {
+            let frames = vec![data()].into_iter();
+            Body::new(Script {
+                frames,
+                hangs: true,
+            })
+        };
+
+        for millis in [0, 1, 999] {
+            let found = overdue(millis, Body::full("hello"), None).await;
+            assert_eq!(found, Outcome::Neutral, "{millis}");
+        }
+        // The upstream may be waiting for the rest of the request.
+        assert_eq!(overdue(20_000, open(), None).await, Outcome::Neutral);
+        // It answers, and a stream that lasts ends by its deadline.
+        let answer = Some(vec![data()]);
+        assert_eq!(
+            overdue(20_000, Body::full("hello"), answer).await,
+            Outcome::Success
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn deadline_that_the_upstream_tells_of_is_the_client_s_where_there_is_one() {
+        for (deadline, expected) in [(Some(0), Outcome::Neutral), (None, Outcome::Failure)] {
+            let breaker = probing().await;
+            let mut service = CircuitBreakerLayer::new(breaker.clone())
+                .layer(service_fn(async |_| headers_only("4")));
+            let deadline =
+                deadline.map(|millis| Instant::now() + std::time::Duration::from_millis(millis));
+
+            service
+                .call(request(Protocol::Grpc, deadline))
+                .await
+                .unwrap();
+
+            assert_eq!(outcome(&breaker), expected, "{deadline:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn answer_of_grpc_is_judged_as_such_whatever_the_client_calls_it() {
+        let answer = answer(200, vec![data(), trailers("14")]).map(|mut response| {
+            let grpc = HeaderValue::from_static("application/grpc");
+            response.headers_mut().insert(CONTENT_TYPE, grpc);
+            response
+        });
+
+        assert_eq!(judged(Protocol::Http, answer).await, Outcome::Failure);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn probe_that_lives_behind_its_head_lets_the_others_in() {
+        let breaker = probing().await;
+        let mut service =
+            CircuitBreakerLayer::new(breaker.clone()).layer(service_fn(async |_| hanging(200)));
+
+        let mut kept = service.call(request(Protocol::Grpc, None)).await.unwrap();
+        read(kept.body_mut()).now_or_never();
+        assert_eq!(breaker.admit().unwrap_err().reason(), "circuit_probing");
+        tokio::time::advance(std::time::Duration::from_secs(1)).await;
+
+        assert_eq!(outcome(&breaker), Outcome::Success);
     }
 
     #[tokio::test(start_paused = true)]
@@ -724,9 +898,29 @@ mod tests {
             ("interval", "0s"),
             ("timeout", "60s"),
             ("trip", "consecutiveFailures > 5"),
+            ("min_deadline", "1s"),
         ];
         assert_eq!(read(dapr), Ok(Config::default()));
         assert!(read(vec![("trips", "true")]).is_err());
         assert!(read(vec![("trip", "1")]).is_err());
+
+        let statuses = |written: serde_json::Value| {
+            let settings = serde_json::json!({"statuses": written});
+            serde_json::from_value::<Config>(settings).map(|config| config.statuses)
+        };
+        let written = serde_json::json!(["INTERNAL", 14]);
+        let read = statuses(written).unwrap();
+        assert_eq!(
+            read,
+            [Code::Internal, Code::Unavailable].into_iter().collect()
+        );
+        let shown = serde_json::to_value(&read).unwrap();
+        assert_eq!(shown, serde_json::json!(["INTERNAL", "UNAVAILABLE"]));
+        for wrong in ["OK", "NONE"] {
+            let fault = statuses(serde_json::json!([wrong]))
+                .unwrap_err()
+                .to_string();
+            assert!(fault.contains("no status of a failure"), "{fault}");
+        }
     }
 }

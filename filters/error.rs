@@ -60,6 +60,13 @@ impl Error {
         self
     }
 
+    /// Whose doing it was, where that is known better than by whoever made it.
+    #[must_use]
+    pub fn with_side(mut self, side: Side) -> Self {
+        Arc::make_mut(&mut self.0).side = side;
+        self
+    }
+
     /// A header that tells the client how to do better, such as `retry-after`. It goes where the status goes, as long as
     /// the answer has not begun.
     #[must_use]

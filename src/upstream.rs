@@ -149,6 +149,12 @@ impl Shared {
         )
     }
 
+    /// The error of a stream that is one too many. A limit of ours says nothing about the upstream, and a client could bring it
+    /// about.
+    fn overflow(&self, reason: &'static str, what: impl std::fmt::Display) -> Error {
+        self.unavailable(reason, what).with_side(Side::Proxy)
+    }
+
     fn no_endpoints(&self) -> Error {
         self.unavailable("upstream_no_endpoints", "it has no endpoints now")
     }
@@ -167,10 +173,9 @@ impl Shared {
         let most = self.settings.pool.max_pending;
         if self.pending.get() >= most {
             self.stats.pending_overflows.increment();
-            return Err(self.unavailable(
-                "upstream_pending_overflow",
-                format_args!("{most} streams already wait for a connection (pool.max_pending)"),
-            ));
+            let what =
+                format_args!("{most} streams already wait for a connection (pool.max_pending)");
+            return Err(self.overflow("upstream_pending_overflow", what));
         }
         self.pending.set(self.pending.get() + 1);
         self.stats.pending.increment();
@@ -183,10 +188,9 @@ impl Shared {
         match self.settings.pool.max_streams {
             Some(most) if streams >= most as u64 => {
                 self.stats.too_many_streams.increment();
-                Err(self.unavailable(
-                    "upstream_too_many_streams",
-                    format_args!("{most} streams are open or wait already (pool.max_streams)"),
-                ))
+                let what =
+                    format_args!("{most} streams are open or wait already (pool.max_streams)");
+                Err(self.overflow("upstream_too_many_streams", what))
             }
             _ => Ok(()),
         }
@@ -195,7 +199,7 @@ impl Shared {
     /// The error of a stream that got no place because no other connection may be opened.
     fn crowded(&self, endpoint: &Endpoint) -> Error {
         self.stats.too_many_connections.increment();
-        self.unavailable(
+        self.overflow(
             "upstream_too_many_connections",
             format_args!(
                 "all {} connections to {} that may be open are full, and none had room within {:?} (pool.max_connections, connect_timeout)",

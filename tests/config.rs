@@ -266,6 +266,7 @@ filters: [metrics, {circuit_breaker: {max_requests: 3, trip: 'requests > 9'}}]",
     let filters = &shown["routes"][0]["filters"];
     let breaker = serde_json::json!({"circuit_breaker": {
         "max_requests": "3", "interval": "0s", "timeout": "1m", "trip": "requests > 9",
+        "statuses": ["DEADLINE_EXCEEDED", "UNAVAILABLE"], "min_deadline": "1s",
     }});
     assert_eq!(*filters, serde_json::json!(["metrics", breaker]));
     let again = accepted(&shown.to_string());

@@ -16,7 +16,7 @@ use thalweg_proto::status::Code;
 use tokio::time::Instant;
 
 use super::{
-    Config,
+    Config, Whole,
     state::{Machine, Outcome, Phase, Rejection, Ticket},
 };
 use crate::{Error, Side};
@@ -215,9 +215,32 @@ impl Permit {
         self.judge(Outcome::Failure);
     }
 
-    /// A handshake has ended with this status.
-    pub fn judge_status(self, code: Code) {
-        self.judge(super::of_code(code));
+    /// The target has answered a handshake with this status.
+    pub fn judge_status(self, code: Code, request: &Whole) {
+        let outcome = match code {
+            Code::DeadlineExceeded => self.config().of_failure(code, request),
+            _ => self.config().of_status(code),
+        };
+        self.judge(outcome);
+    }
+
+    /// The target is at fault for the end of a handshake with this status.
+    pub fn judge_failure(self, code: Code, request: &Whole) {
+        let outcome = self.config().of_failure(code, request);
+        self.judge(outcome);
+    }
+
+    /// The answer has begun, and not with a failure.
+    pub fn answered(&self) {
+        if let Some(ticket) = self.ticket.as_ref().filter(|ticket| ticket.is_probe()) {
+            let now = Instant::now();
+            lock(&self.breaker.0.guarded).update(|machine| machine.answered(ticket, now));
+        }
+    }
+
+    /// How the breaker is set.
+    pub fn config(&self) -> &Config {
+        &self.breaker.0.config
     }
 
     /// What the stream's end says.

@@ -1,6 +1,6 @@
 //! A breaker's decision, as a value without clock, lock or waker.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use tokio::time::Instant;
 
@@ -9,6 +9,14 @@ use crate::units;
 
 /// Told to those who come while others probe: nobody knows when a probe ends, so they are asked to come back soon.
 const PROBING_RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// How long a probe may go without the head of an answer before its place goes to another. A healthy upstream begins to answer
+/// most streams sooner; and of the others one at a time keeps everybody out for no longer than this.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a probe must have lived behind the head of its answer to have succeeded. An upstream that is still down takes
+/// streams and breaks them off at once, or does not take them.
+const LIVED: Duration = Duration::from_secs(1);
 
 /// What a breaker decides, by the counts of one generation.
 ///
@@ -21,6 +29,36 @@ pub struct Machine {
     state: State,
     generation: u64,
     counts: Counts,
+    probes: Probes,
+}
+
+/// The probes of this generation that have not ended, by the number of the ticket.
+#[derive(Debug, Default)]
+struct Probes {
+    live: BTreeMap<u64, Probe>,
+    last: u64,
+    /// The first time at which one of them is due.
+    next_due: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Probe {
+    stage: Stage,
+    /// When it goes on to the next stage by itself.
+    due: Option<Instant>,
+}
+
+/// How far a probe has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Nothing has come of it yet.
+    Asked,
+    /// Nothing has come for so long that its place went to another. Its end counts all the same.
+    Overdue,
+    /// The answer has begun.
+    Answered,
+    /// It has lived long enough to be a success, whatever comes.
+    Lived,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,8 +67,9 @@ enum State {
     Admitting { clears_at: Option<Instant> },
     /// None may pass.
     Rejecting { until: Instant },
-    /// A few may pass, and decide for all. How many have is in the counts.
-    Probing,
+    /// A few may pass, and decide for all. How many have is in the counts. Where none has failed until `ends_at`, nothing speaks
+    /// against the upstream any more: clients that leave or hang must not keep the others out for ever.
+    Probing { ends_at: Instant },
 }
 
 /// What the streams of one generation came to.
@@ -64,6 +103,7 @@ pub enum Phase {
 #[must_use]
 pub struct Ticket {
     generation: u64,
+    probe: Option<u64>,
 }
 
 /// Why a stream was not admitted.
@@ -93,9 +133,10 @@ impl Machine {
     pub fn new(config: Config, now: Instant) -> Self {
         let mut machine = Self {
             config,
-            state: State::Probing,
+            state: State::Rejecting { until: now },
             generation: 0,
             counts: Counts::default(),
+            probes: Probes::default(),
         };
         machine.admit_all(now);
         machine
@@ -109,16 +150,35 @@ impl Machine {
                 phase: Phase::Rejecting,
                 retry_after: until.saturating_duration_since(now),
             }),
-            State::Probing if self.counts.requests >= self.probes() => Err(Rejection {
+            State::Probing { .. } if self.counts.requests >= self.wanted() => Err(Rejection {
                 phase: Phase::Probing,
                 retry_after: PROBING_RETRY_AFTER,
             }),
-            State::Admitting { .. } | State::Probing => {
-                self.counts.requests += 1;
-                Ok(Ticket {
-                    generation: self.generation,
-                })
+            State::Admitting { .. } => Ok(self.ticket(None)),
+            State::Probing { .. } => {
+                let probe = self.probes.begin(now);
+                Ok(self.ticket(Some(probe)))
             }
+        }
+    }
+
+    fn ticket(&mut self, probe: Option<u64>) -> Ticket {
+        self.counts.requests += 1;
+        Ticket {
+            generation: self.generation,
+            probe,
+        }
+    }
+
+    /// Notes that the answer to a probe has begun, and not with a failure.
+    pub fn answered(&mut self, ticket: &Ticket, now: Instant) {
+        self.catch_up(now);
+        if let Some(probe) = ticket.probe
+            && ticket.generation == self.generation
+            && self.probes.answered(probe, now)
+        {
+            // It has its place again.
+            self.counts.requests += 1;
         }
     }
 
@@ -128,28 +188,31 @@ impl Machine {
         if ticket.generation != self.generation {
             return;
         }
+        let stage = ticket.probe.and_then(|probe| self.probes.end(probe));
         let counts = &mut self.counts;
-        match outcome {
-            Outcome::Neutral => counts.requests = counts.requests.saturating_sub(1),
-            Outcome::Success => {
-                counts.total_successes += 1;
-                counts.consecutive_successes += 1;
-                counts.consecutive_failures = 0;
-                if self.state == State::Probing
-                    && self.counts.consecutive_successes >= self.probes()
-                {
-                    self.admit_all(now);
-                }
+        match (outcome, stage) {
+            // It was judged when it had lived for long enough.
+            (_, Some(Stage::Lived)) => return,
+            (Outcome::Neutral, Some(Stage::Overdue)) => return,
+            (Outcome::Neutral, _) => counts.requests = counts.requests.saturating_sub(1),
+            (Outcome::Success, Some(Stage::Overdue)) => {
+                counts.requests += 1;
+                counts.succeed();
             }
-            Outcome::Failure => {
+            (Outcome::Success, _) => counts.succeed(),
+            (Outcome::Failure, _) => {
                 counts.total_failures += 1;
                 counts.consecutive_failures += 1;
                 counts.consecutive_successes = 0;
-                if self.state == State::Probing || self.config.trip.holds(&self.counts) {
+                let probing = matches!(self.state, State::Probing { .. });
+                if probing || self.config.trip.holds(&self.counts) {
                     let until = later(now, self.config.timeout);
                     self.enter(State::Rejecting { until });
                 }
             }
+        }
+        if self.has_recovered(now) {
+            self.admit_all(now);
         }
     }
 
@@ -158,7 +221,8 @@ impl Machine {
         match self.state {
             State::Admitting { .. } => Phase::Admitting,
             State::Rejecting { until } if now < until => Phase::Rejecting,
-            State::Rejecting { .. } | State::Probing => Phase::Probing,
+            State::Probing { .. } if self.has_recovered(now) => Phase::Admitting,
+            State::Rejecting { .. } | State::Probing { .. } => Phase::Probing,
         }
     }
 
@@ -167,7 +231,7 @@ impl Machine {
         match self.state {
             State::Admitting { .. } => Phase::Admitting,
             State::Rejecting { .. } => Phase::Rejecting,
-            State::Probing => Phase::Probing,
+            State::Probing { .. } => Phase::Probing,
         }
     }
 
@@ -177,9 +241,27 @@ impl Machine {
             State::Admitting {
                 clears_at: Some(clears_at),
             } if now >= clears_at => self.admit_all(now),
-            State::Rejecting { until } if now >= until => self.enter(State::Probing),
+            State::Rejecting { until } if now >= until => {
+                let ends_at = later(now, self.config.timeout);
+                self.enter(State::Probing { ends_at });
+            }
+            State::Probing { .. } if self.has_recovered(now) => self.admit_all(now),
+            State::Probing { .. } => {
+                let Passed { overdue, lived } = self.probes.catch_up(now);
+                self.counts.requests = self.counts.requests.saturating_sub(overdue);
+                (0..lived).for_each(|_| self.counts.succeed());
+            }
             _ => {}
         }
+    }
+
+    /// Whether the probes have shown that the upstream is there again, or that nothing speaks against it.
+    fn has_recovered(&self, now: Instant) -> bool {
+        let State::Probing { ends_at } = self.state else {
+            return false;
+        };
+        let successes = self.counts.consecutive_successes + self.probes.passed(now).lived;
+        successes >= self.wanted() || now >= ends_at
     }
 
     fn admit_all(&mut self, now: Instant) {
@@ -192,10 +274,102 @@ impl Machine {
         self.state = state;
         self.generation += 1;
         self.counts = Counts::default();
+        self.probes = Probes::default();
     }
 
-    fn probes(&self) -> u64 {
+    /// How many probes are to end well.
+    fn wanted(&self) -> u64 {
         self.config.max_requests.0.max(1)
+    }
+}
+
+// === impl Ticket ===
+
+impl Ticket {
+    /// Whether much hangs on the stream.
+    pub(super) fn is_probe(&self) -> bool {
+        self.probe.is_some()
+    }
+}
+
+// === impl Counts ===
+
+impl Counts {
+    fn succeed(&mut self) {
+        self.total_successes += 1;
+        self.consecutive_successes += 1;
+        self.consecutive_failures = 0;
+    }
+}
+
+// === impl Probes ===
+
+/// How many probes have gone on to another stage by the clock.
+struct Passed {
+    overdue: u64,
+    lived: u64,
+}
+
+impl Probes {
+    fn begin(&mut self, now: Instant) -> u64 {
+        self.last += 1;
+        self.set(self.last, Stage::Asked, now + PATIENCE);
+        self.last
+    }
+
+    /// The answer to a probe has begun. Says whether that gives back a place that it had lost.
+    fn answered(&mut self, probe: u64, now: Instant) -> bool {
+        let stage = self.live.get(&probe).map(|probe| probe.stage);
+        if let Some(Stage::Asked | Stage::Overdue) = stage {
+            self.set(probe, Stage::Answered, now + LIVED);
+        }
+        stage == Some(Stage::Overdue)
+    }
+
+    fn end(&mut self, probe: u64) -> Option<Stage> {
+        self.live.remove(&probe).map(|probe| probe.stage)
+    }
+
+    fn set(&mut self, probe: u64, stage: Stage, due: Instant) {
+        let due = Some(due);
+        self.live.insert(probe, Probe { stage, due });
+        self.next_due = self.next_due.min(due).or(due);
+    }
+
+    /// Those that are due, and would be caught up with.
+    fn passed(&self, now: Instant) -> Passed {
+        let mut passed = Passed {
+            overdue: 0,
+            lived: 0,
+        };
+        if self.next_due.is_some_and(|due| due <= now) {
+            let due = |probe: &&Probe| probe.due.is_some_and(|due| due <= now);
+            for probe in self.live.values().filter(due) {
+                match probe.stage {
+                    Stage::Answered => passed.lived += 1,
+                    _ => passed.overdue += 1,
+                }
+            }
+        }
+        passed
+    }
+
+    fn catch_up(&mut self, now: Instant) -> Passed {
+        let passed = self.passed(now);
+        if passed.overdue + passed.lived > 0 {
+            for probe in self.live.values_mut() {
+                if probe.due.take_if(|due| *due <= now).is_some() {
+                    probe.stage = match probe.stage {
+                        Stage::Answered => Stage::Lived,
+                        _ => Stage::Overdue,
+                    };
+                }
+            }
+        }
+        if self.next_due.is_some_and(|due| due <= now) {
+            self.next_due = self.live.values().filter_map(|probe| probe.due).min();
+        }
+        passed
     }
 }
 
@@ -230,6 +404,7 @@ mod tests {
             interval: units::Duration(interval),
             timeout: units::Duration(10_000),
             trip: Trip::parse(trip).unwrap(),
+            ..Config::default()
         };
         (Machine::new(config, now), now)
     }
@@ -405,5 +580,124 @@ mod tests {
         run(&mut machine, Outcome::Failure, now + seconds(86_400));
 
         assert_eq!(machine.phase(now + seconds(86_400)), Phase::Rejecting);
+    }
+
+    /// A machine that has tripped and may probe, at that time.
+    fn probing(max_requests: u64) -> (Machine, Instant) {
+        let (mut machine, now) = machine(max_requests, 0, "true");
+        run(&mut machine, Outcome::Failure, now);
+        (machine, now + seconds(10))
+    }
+
+    #[test]
+    fn probe_that_has_answered_and_lived_admits_all_however_long_it_lasts() {
+        let (mut machine, now) = probing(1);
+        let probe = machine.admit(now).unwrap();
+
+        machine.answered(&probe, now + seconds(3));
+        assert!(machine.admit(now + seconds(3)).is_err());
+        let almost = now + seconds(4) - Duration::from_nanos(1);
+        assert_eq!(machine.phase(almost), Phase::Probing);
+
+        assert_eq!(machine.phase(now + seconds(4)), Phase::Admitting);
+        assert!(machine.admit(now + seconds(4)).is_ok());
+        // What becomes of it is of a time that is over.
+        machine.report(probe, Outcome::Failure, now + seconds(5));
+        assert_eq!(machine.phase(now + seconds(5)), Phase::Admitting);
+    }
+
+    #[test]
+    fn probe_that_fails_soon_after_its_head_has_failed() {
+        let (mut machine, now) = probing(1);
+        let probe = machine.admit(now).unwrap();
+
+        machine.answered(&probe, now);
+        machine.report(probe, Outcome::Failure, now + LIVED / 2);
+
+        assert_eq!(machine.phase(now + LIVED), Phase::Rejecting);
+    }
+
+    #[test]
+    fn place_of_a_probe_without_an_answer_goes_on() {
+        let (mut machine, now) = probing(1);
+        let hanging = machine.admit(now).unwrap();
+        let almost = now + PATIENCE - Duration::from_nanos(1);
+        assert!(machine.admit(almost).is_err());
+
+        let now = now + PATIENCE;
+        let other = machine.admit(now).unwrap();
+        assert!(machine.admit(now).is_err(), "the place was given once");
+        drop(hanging);
+        machine.report(other, Outcome::Success, now);
+
+        assert_eq!(machine.phase(now), Phase::Admitting);
+    }
+
+    #[test]
+    fn probe_that_has_lost_its_place_is_heard_all_the_same() {
+        let ends = [
+            (Outcome::Success, Phase::Admitting),
+            (Outcome::Failure, Phase::Rejecting),
+            (Outcome::Neutral, Phase::Probing),
+        ];
+        for (outcome, phase) in ends {
+            let (mut machine, now) = probing(1);
+            let hanging = machine.admit(now).unwrap();
+            let now = now + PATIENCE;
+            let _other = machine.admit(now).unwrap();
+
+            machine.report(hanging, outcome, now);
+
+            assert_eq!(machine.phase(now), phase, "{outcome:?}");
+            assert!(phase != Phase::Probing || machine.admit(now).is_err());
+        }
+    }
+
+    #[test]
+    fn late_answer_takes_its_place_again() {
+        let (mut machine, now) = probing(2);
+        let [first, second] = [(); 2].map(|()| machine.admit(now).unwrap());
+        let now = now + PATIENCE;
+        machine.answered(&first, now);
+
+        let third = machine.admit(now).unwrap();
+        assert!(machine.admit(now).is_err());
+        machine.report(third, Outcome::Success, now);
+        assert_eq!(machine.phase(now), Phase::Probing);
+
+        assert_eq!(machine.phase(now + LIVED), Phase::Admitting);
+        machine.report(second, Outcome::Neutral, now + LIVED);
+        assert_eq!(machine.phase(now + LIVED), Phase::Admitting);
+    }
+
+    #[test]
+    fn each_probe_is_counted_once() {
+        let (mut machine, now) = probing(2);
+        let first = machine.admit(now).unwrap();
+        machine.answered(&first, now);
+        let now = now + LIVED;
+        let _second = machine.admit(now).unwrap();
+
+        machine.report(first, Outcome::Success, now);
+
+        assert_eq!(machine.phase(now), Phase::Probing);
+        assert_eq!(machine.counts.consecutive_successes, 1);
+    }
+
+    #[test]
+    fn probing_without_a_failure_does_not_last_for_ever() {
+        let (mut machine, mut now) = probing(1);
+        let ends_at = now + seconds(10);
+        // Somebody who is always first, and never stays.
+        while now < ends_at {
+            let probe = machine.admit(now).unwrap();
+            assert!(machine.admit(now).is_err());
+            now += Duration::from_millis(100);
+            machine.report(probe, Outcome::Neutral, now);
+        }
+
+        assert_eq!(machine.phase(now), Phase::Admitting);
+        assert!(machine.admit(now).is_ok());
+        assert!(machine.admit(now).is_ok());
     }
 }

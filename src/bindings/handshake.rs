@@ -22,7 +22,11 @@ use std::{
 
 use ::http::{HeaderMap, Request, Response};
 use http_body::{Body as _, Frame, SizeHint};
-use thalweg_filters::{Body, Chunk, Error, Side, circuit_breaker::Breaker, ending::grpc_status};
+use thalweg_filters::{
+    Body, Chunk, Error, Side,
+    circuit_breaker::{Breaker, Whole},
+    ending::grpc_status,
+};
 use thalweg_proto::status::{Code, decode_message};
 use tokio::time::{sleep, timeout};
 
@@ -110,6 +114,10 @@ impl Handshake {
         if self.may_find_no_streams(invocation) {
             kept = kept.max(self.buffer_max);
         }
+        let (body, whole) = match &self.breaker {
+            Some(_) => Whole::watch(body),
+            None => (body, Whole::default()),
+        };
         let replay = Replay::new(body, kept);
         let mut retries = 0;
         loop {
@@ -136,11 +144,14 @@ impl Handshake {
             }
             let code = outcome.code();
             if let Some(permit) = permit {
-                match outcome.side() {
-                    None => permit.success(),
-                    Some(Side::Upstream) => permit.judge_status(code),
+                match &outcome {
+                    Outcome::Established(_) => permit.success(),
+                    Outcome::Refused { code, .. } => permit.judge_status(*code, &whole),
+                    Outcome::Failed(error) if error.side() == Side::Upstream => {
+                        permit.judge_failure(code, &whole);
+                    }
                     // Neither a client nor the proxy itself says anything of the target.
-                    Some(_) => drop(permit),
+                    Outcome::Failed(_) => drop(permit),
                 }
             }
             let wait = retry.and_then(|retry| wait(retry, retries, code));

@@ -26,7 +26,7 @@ impl Default for Outlier {
         Self {
             consecutive: 5,
             young: Duration::from_secs(10),
-            statuses: vec![Code::Unavailable, Code::Internal, Code::DataLoss],
+            statuses: vec![Code::Unavailable],
             ejection: Duration::from_secs(30),
             max_ejection: Duration::from_secs(300),
             max_ejected_percent: 50,

@@ -3,8 +3,9 @@
 //! **Why.** A server may be well by its own account, take every connection, and fail every stream: a bad release, a full disk, a
 //! machine whose network loses packets. Least streams makes it worse, since one that fails at once always has the fewest.
 //!
-//! **How.** A [`Trial`] goes with each stream and hears of its real end. A bad end is one of the statuses that count, an error of a
-//! plain HTTP server, a reset, or a connection that is lost; and only while the stream is young, since any server ends old streams when it
+//! **How.** A [`Trial`] goes with each stream and hears of its real end. A bad end is one of the statuses that count: in the answer,
+//! or standing for what happened to it, as UNAVAILABLE does for a connection that is lost, INTERNAL for most resets and for HTTP 500.
+//! What a client can bring about at will does not count by default, or one client could take endpoints from all others. And only while the stream is young, since any server ends old streams when it
 //! is stopped in good order. A dial that fails is a bad end too. So many in a row, of all workers together, and the endpoint
 //! is out: the first time for `ejection`, and longer each further time until a stream goes well there. How a client leaves, and
 //! what the proxy ends itself, says nothing about an endpoint.
@@ -19,6 +20,7 @@ use thalweg_filters::{
     Error, Side,
     ending::{Ending, grpc_status},
 };
+use thalweg_proto::status::Code;
 use tokio::time::Instant;
 
 use super::{directory::Directory, endpoint::Endpoint};
@@ -91,13 +93,25 @@ fn verdict(settings: &Outlier, ending: Ending, status: StatusCode, age: Duration
     let bad = match ending {
         Ending::Dropped => return Verdict::Neither,
         Ending::Trailers(Some(code)) => settings.statuses.contains(&code),
-        Ending::Error(_) => true,
-        Ending::Trailers(None) | Ending::Clean => status.is_server_error(),
+        Ending::Error(code) => settings.statuses.contains(&code),
+        Ending::Trailers(None) | Ending::Clean => {
+            of_http(status).is_some_and(|code| settings.statuses.contains(&code))
+        }
     };
     match bad {
         false => Verdict::Well,
         true if age < settings.young => Verdict::Badly,
         true => Verdict::Neither,
+    }
+}
+
+/// The status that an error of a plain HTTP server stands for.
+fn of_http(status: StatusCode) -> Option<Code> {
+    match status.as_u16() {
+        502 | 503 => Some(Code::Unavailable),
+        504 => Some(Code::DeadlineExceeded),
+        500.. => Some(Code::Internal),
+        _ => None,
     }
 }
 
@@ -136,8 +150,6 @@ fn eject(directory: &Directory, endpoint: &Endpoint, settings: &Outlier) -> Opti
 
 #[cfg(test)]
 mod tests {
-    use thalweg_proto::status::Code;
-
     use super::*;
 
     const YOUNG: Duration = Duration::from_secs(1);
@@ -152,9 +164,9 @@ mod tests {
     fn bad_ends_of_young_streams_count_against_an_endpoint() {
         for (ending, status) in [
             (Ending::Trailers(Some(Code::Unavailable)), 200),
-            (Ending::Error(Code::Internal), 200),
+            (Ending::Error(Code::Unavailable), 200),
             (Ending::Clean, 503),
-            (Ending::Trailers(None), 500),
+            (Ending::Trailers(None), 502),
         ] {
             assert_eq!(judged(ending, status, YOUNG), Verdict::Badly, "{ending:?}");
             assert_eq!(judged(ending, status, OLD), Verdict::Neither, "{ending:?}");
@@ -167,8 +179,13 @@ mod tests {
             (Ending::Trailers(Some(Code::Ok)), 200),
             (Ending::Trailers(Some(Code::NotFound)), 200),
             (Ending::Clean, 404),
+            // What a malformed message, or one that is too large, brings about on any server.
+            (Ending::Trailers(Some(Code::Internal)), 200),
+            (Ending::Trailers(Some(Code::ResourceExhausted)), 200),
+            (Ending::Error(Code::Internal), 200),
+            (Ending::Clean, 500),
         ] {
-            assert_eq!(judged(ending, status, YOUNG), Verdict::Well, "{ending:?}");
+            assert_ne!(judged(ending, status, YOUNG), Verdict::Badly, "{ending:?}");
         }
         assert_eq!(judged(Ending::Dropped, 200, YOUNG), Verdict::Neither);
     }

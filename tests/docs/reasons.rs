@@ -9,9 +9,10 @@ use std::path::Path;
 use super::{files, read};
 
 /// How the words come into an `Error`, up to where they stand, and the sign that ends that.
-const WAYS: [(&str, char); 5] = [
+const WAYS: [(&str, char); 6] = [
     ("Error::new(", ')'),
     ("unavailable(", ')'),
+    ("overflow(", ')'),
     ("told(", ')'),
     ("let reason = ", ';'),
     ("let (reason, message) = ", ';'),

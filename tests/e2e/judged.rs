@@ -1,4 +1,4 @@
-//! What a client says of itself does not decide whether it is judged.
+//! What a client says of itself decides neither whether it is judged nor what becomes of others.
 
 use bytes::Bytes;
 use h2::Reason;
@@ -186,4 +186,125 @@ async fn call_of_a_binding_that_comes_otherwise_does_not_follow_the_routes() {
         assert_eq!(answer.headers["allow"], "POST, PUT");
     }
     assert!(!upstream.has_call());
+}
+
+// === breakers ===
+
+#[tokio::test]
+async fn deadlines_of_one_client_shut_nobody_out() {
+    let upstream = Upstream::start().await;
+    let proxy = Yaml::to(&upstream)
+        .route("filters: [circuit_breaker]")
+        .start()
+        .await;
+    let (rude, other) = (Client::connect(&proxy).await, Client::connect(&proxy).await);
+
+    for timeout in ["1n", "1n", "1n", "1n", "20m", "20m", "20m"] {
+        let mut call = rude.call(TALK, &[("grpc-timeout", timeout)]).await;
+        call.outgoing.end();
+        assert_eq!(call.answer().await.code(), Code::DeadlineExceeded);
+    }
+    upstream.serve(crate::support::upstream::echo);
+
+    assert_eq!(
+        other.unary("/e2e.Echo/Unary", b"hello").await.code(),
+        Code::Ok
+    );
+}
+
+#[tokio::test]
+async fn statuses_that_a_client_can_bring_about_shut_nobody_out() {
+    let mut upstream = Upstream::start().await;
+    let proxy = Yaml::to(&upstream)
+        .route("filters: [circuit_breaker]")
+        .start()
+        .await;
+    let (rude, other) = (Client::connect(&proxy).await, Client::connect(&proxy).await);
+
+    for status in ["8", "13", "2", "8", "13", "2"] {
+        let mut call = rude.call(TALK, &[]).await;
+        upstream
+            .call()
+            .await
+            .finish_with(200, &[("grpc-status", status)]);
+        assert_eq!(call.answer().await.code().as_str(), status);
+    }
+    for _ in 0..6 {
+        let mut call = rude.call(TALK, &[]).await;
+        upstream.call().await.reset(Reason::INTERNAL_ERROR);
+        assert_eq!(call.answer().await.code(), Code::Internal);
+    }
+    upstream.serve(crate::support::upstream::echo);
+
+    assert_eq!(
+        other.unary("/e2e.Echo/Unary", b"hello").await.code(),
+        Code::Ok
+    );
+}
+
+#[tokio::test]
+async fn limits_that_one_client_reaches_shut_nobody_out() {
+    let mut upstream = Upstream::start().await;
+    let proxy = Yaml::to(&upstream)
+        .cluster("pool: {max_streams: 1}")
+        .route("filters: [circuit_breaker]")
+        .start()
+        .await;
+    let rude = Client::connect(&proxy).await;
+    let mut held = rude.call(TALK, &[]).await;
+    let mut served = upstream.call().await;
+
+    for _ in 0..7 {
+        let answer = rude.unary(TALK, b"").await;
+        assert_eq!(answer.reason(), Some("upstream_too_many_streams"));
+    }
+    served.finish_with(200, &[("grpc-status", "0")]);
+    assert_eq!(held.answer().await.code(), Code::Ok);
+    upstream.serve(crate::support::upstream::echo);
+
+    let other = Client::connect(&proxy).await;
+    assert_eq!(
+        other.unary("/e2e.Echo/Unary", b"hello").await.code(),
+        Code::Ok
+    );
+}
+
+#[tokio::test]
+async fn probe_that_never_ends_shuts_nobody_out() {
+    for answers in [true, false] {
+        let mut upstream = Upstream::start().await;
+        let proxy = Yaml::to(&upstream)
+            .route("filters: [{circuit_breaker: {trip: consecutiveFailures > 0, timeout: 100ms}}]")
+            .start()
+            .await;
+        let (rude, other) = (Client::connect(&proxy).await, Client::connect(&proxy).await);
+        let mut call = rude.call(TALK, &[]).await;
+        upstream
+            .call()
+            .await
+            .finish_with(200, &[("grpc-status", "14")]);
+        assert_eq!(call.answer().await.code(), Code::Unavailable);
+
+        let (mut probe, mut served) = within("the breaker probes", async {
+            loop {
+                let mut call = rude.call(TALK, &[]).await;
+                tokio::select! {
+                    served = upstream.call() => break (call, served),
+                    head = call.head() => assert_eq!(head.0.headers()["thalweg-reason"], "circuit_open"),
+                }
+            }
+        })
+        .await;
+        if answers {
+            let mut outgoing = served.respond();
+            probe.head().await;
+            outgoing.message(b"on and on").await;
+        }
+        upstream.serve(crate::support::upstream::echo);
+        within("the others come in", async {
+            while other.unary("/e2e.Echo/Unary", b"hello").await.code() != Code::Ok {}
+        })
+        .await;
+        drop(probe);
+    }
 }

@@ -110,8 +110,10 @@ pub(in crate::config) struct Outlier {
     #[schemars(extend("minimum" = 1))]
     pub(in crate::config) young: Option<Duration>,
 
-    /// The gRPC statuses that are bad ends, by name or by number; resets and lost connections always
-    /// are, and with plain HTTP the statuses from 500. Default `[UNAVAILABLE, INTERNAL, DATA_LOSS]`.
+    /// The gRPC statuses that are bad ends, by name or by number, in the answer or standing for what
+    /// happened to it: UNAVAILABLE for lost connections and HTTP 502 and 503, INTERNAL for most resets
+    /// and for HTTP 500. Default `[UNAVAILABLE]`: the others a client can bring about at will, and so
+    /// take endpoints from all.
     #[schemars(length(min = 1))]
     pub(in crate::config) statuses: Option<Vec<Status>>,
 

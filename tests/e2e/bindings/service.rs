@@ -213,6 +213,8 @@ async fn what_a_client_asks_wrongly_does_not_trip_the_breaker() {
         assert_eq!(post("422").await, 422);
         assert_eq!(post("404").await, 404);
         assert_eq!(post("500").await, 500);
+        assert_eq!(post("404").await, 404);
+        assert_eq!(post("503").await, 503);
         // Now it rests.
         assert_eq!(post("404").await, 503);
     }

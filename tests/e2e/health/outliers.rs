@@ -112,7 +112,7 @@ async fn endpoint_that_fails_its_streams_gets_no_more() {
         let proxy = before(
             &bad,
             &good,
-            "consecutive: 3, ejection: 1h, max_ejection: 1h",
+            "consecutive: 3, ejection: 1h, max_ejection: 1h, statuses: [UNAVAILABLE, INTERNAL]",
         )
         .await;
         let client = Client::connect(&proxy).await;
