@@ -14,7 +14,7 @@ use std::{
 use h2::{Reason, client::ResponseFuture};
 use http::{HeaderName, HeaderValue, Request, Response, Version, request::Parts};
 use http_body::{Body as _, Frame, SizeHint};
-use thalweg_filters::{Body, Chunk, Error, Side, StreamContext, ending::grpc_status};
+use thalweg_filters::{Body, Chunk, Error, Side, StreamContext, body::Ledger, ending::grpc_status};
 use thalweg_proto::{deadline, status::Code};
 use tokio::time::{Instant, sleep};
 
@@ -169,6 +169,8 @@ type Failed = Box<(Failure, Option<Intake>)>;
 struct Download {
     exchange: Exchange,
     body: Body,
+    /// Tells what has come of it and waits for the client; there from its first chunk on.
+    ledger: Option<Arc<Ledger>>,
 }
 
 // === impl Exchange ===
@@ -290,6 +292,7 @@ impl Exchange {
         let download = Download {
             exchange: self,
             body,
+            ledger: None,
         };
         Ok(Ok(Response::from_parts(parts, Body::new(download))))
     }
@@ -396,9 +399,20 @@ impl http_body::Body for Download {
     ) -> Poll<Option<Result<Frame<Chunk>, Error>>> {
         let this = &mut *self;
         if let Err(error) = this.exchange.poll_upload(cx) {
-            return Poll::Ready(Some(Err(error)));
+            let waits = this.ledger.as_ref().is_some_and(|ledger| ledger.held() > 0);
+            return Poll::Ready(Some(Err(match waits {
+                // An upstream that cannot get rid of its answer need not take more of the request.
+                true if error.side() == Side::Upstream => error.with_side(Side::Client),
+                _ => error,
+            })));
         }
         let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        if this.ledger.is_none()
+            && let Some(Ok(frame)) = &frame
+            && let Some(chunk) = frame.data_ref()
+        {
+            this.ledger = chunk.ledger().cloned();
+        }
         // The response is over: whatever the client still sends is not wanted any more.
         this.exchange.complete |= !matches!(&frame, Some(Ok(frame)) if frame.is_data());
         judge(&mut this.exchange.trial, frame.as_ref());

@@ -7,7 +7,8 @@ use thalweg_proto::status::Code;
 
 use crate::support::{
     client::{Client, grpc},
-    plain,
+    flood::Flood,
+    framed, plain,
     proxy::{TestProxy, Yaml},
     upstream::Upstream,
     within,
@@ -267,6 +268,30 @@ async fn limits_that_one_client_reaches_shut_nobody_out() {
         other.unary("/e2e.Echo/Unary", b"hello").await.code(),
         Code::Ok
     );
+}
+
+#[tokio::test]
+async fn uploads_of_a_client_that_reads_nothing_shut_nobody_out() {
+    let mut upstream = Upstream::start().await;
+    let proxy = Yaml::to(&upstream)
+        .route("timeouts: {stall: 100ms}, filters: [{circuit_breaker: {trip: consecutiveFailures > 0}}]")
+        .start()
+        .await;
+    let (rude, other) = (Client::connect(&proxy).await, Client::connect(&proxy).await);
+    let mut call = rude.call(TALK, &[]).await;
+    let mut served = upstream.call().await;
+    // More than the client's windows take, which gives nothing of them back.
+    let mut answer = served.respond();
+    answer.data_now(vec![7; 100 * 1024]);
+    let (_head, _unread) = call.head().await;
+
+    let flood = Flood::start(call.outgoing, framed(&[7; 64 * 1024]));
+    answer.reset_by_peer().await;
+    drop(flood);
+    upstream.serve(crate::support::upstream::echo);
+
+    let answer = other.unary("/e2e.Echo/Unary", b"hello").await;
+    assert_eq!(answer.code(), Code::Ok);
 }
 
 #[tokio::test]
