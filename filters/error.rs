@@ -19,6 +19,7 @@ struct Inner {
     reason: &'static str,
     side: Side,
     message: Cow<'static, str>,
+    detail: Option<Box<str>>,
     header: Option<(HeaderName, HeaderValue)>,
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
@@ -48,9 +49,18 @@ impl Error {
             reason,
             side,
             message: message.into(),
+            detail: None,
             header: None,
             source: None,
         }))
+    }
+
+    /// What only those may know who run the proxy: addresses, files, the words of other programs. It is for the log, and for
+    /// clients of listeners that say so.
+    #[must_use]
+    pub fn with_detail(mut self, detail: impl fmt::Display) -> Self {
+        Arc::make_mut(&mut self.0).detail = Some(detail.to_string().into());
+        self
     }
 
     /// The status that plain HTTP hears, where it differs from [`Code::to_http`].
@@ -107,6 +117,14 @@ impl Error {
         &self.0.message
     }
 
+    /// What happened, with the detail that strangers are not told.
+    pub fn full_message(&self) -> Cow<'_, str> {
+        match &self.0.detail {
+            None => Cow::Borrowed(&self.0.message),
+            Some(detail) => format!("{}: {detail}", self.0.message).into(),
+        }
+    }
+
     /// What the client is told besides.
     pub fn header(&self) -> Option<(&HeaderName, &HeaderValue)> {
         let (name, value) = self.0.header.as_ref()?;
@@ -134,9 +152,10 @@ impl Error {
     }
 }
 
+/// As the log has it, with all detail.
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.message)
+        f.write_str(&self.full_message())
     }
 }
 
@@ -147,6 +166,7 @@ impl fmt::Debug for Error {
             reason,
             side,
             message,
+            detail,
             source,
             ..
         } = &*self.0;
@@ -155,6 +175,7 @@ impl fmt::Debug for Error {
             .field("reason", reason)
             .field("side", side)
             .field("message", message)
+            .field("detail", detail)
             .field("source", source)
             .finish()
     }
@@ -200,5 +221,17 @@ mod tests {
         let error = error.with_header(name.clone(), value.clone());
 
         assert_eq!(error.header(), Some((&name, &value)));
+    }
+
+    #[test]
+    fn detail_is_for_the_log_and_not_for_strangers() {
+        let error = Error::new(Code::Unavailable, "x", Side::Upstream, "no connection");
+        assert_eq!(error.full_message(), "no connection");
+
+        let error = error.with_detail("10.0.0.1:80");
+
+        assert_eq!(error.message(), "no connection");
+        assert_eq!(error.full_message(), "no connection: 10.0.0.1:80");
+        assert_eq!(error.to_string(), "no connection: 10.0.0.1:80");
     }
 }

@@ -151,6 +151,8 @@ pub struct Listener {
     pub proxy_protocol: Option<ProxyProtocol>,
     /// TLS; `None` serves in the clear.
     pub tls: Option<Tls>,
+    /// Whether clients are told the details of errors.
+    pub error_details: bool,
     /// How long clients may take.
     pub timeouts: ListenerTimeouts,
     /// Limits for clients that speak HTTP/1.1.

@@ -8,6 +8,7 @@
 //! It is also where an abort or a dismissal from outside the stream takes effect.
 
 use std::{
+    borrow::Cow,
     future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -25,8 +26,9 @@ const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const THALWEG_REASON: HeaderName = HeaderName::from_static("thalweg-reason");
 
-/// The answer to a stream, whatever becomes of it. `answer` is an error when the stream was refused at once.
-pub(crate) fn respond<F>(exit: Exit, answer: Result<F, Error>) -> Responding<F>
+/// The answer to a stream, whatever becomes of it. `answer` is an error when the stream was refused at once; `details` says whether
+/// the client is told what strangers are not.
+pub(crate) fn respond<F>(exit: Exit, answer: Result<F, Error>, details: bool) -> Responding<F>
 where
     F: Future<Output = Result<Response<Body>, Error>>,
 {
@@ -38,6 +40,7 @@ where
         answer,
         refused,
         exit: Some(exit),
+        details,
     }
 }
 
@@ -49,6 +52,7 @@ pin_project! {
         refused: Option<Error>,
         // It moves into the response's body.
         exit: Option<Exit>,
+        details: bool,
     }
 }
 
@@ -60,6 +64,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Response<Body>> {
         let this = self.project();
+        let details = *this.details;
         let answer = match this.answer.as_pin_mut() {
             Some(answer) => answer.poll(cx),
             None => this
@@ -80,23 +85,24 @@ where
                     body.wrap(|inner| Rescued {
                         inner: Some(inner),
                         exit: exit.expect("it was just there"),
+                        details,
                     })
                 })
             }
             Err(error) => {
                 note(exit.process(), &error);
-                refusal(exit.protocol(), &error)
+                refusal(exit.protocol(), &error, details)
             }
         })
     }
 }
 
 /// A whole answer that says `error`.
-pub(crate) fn refusal(protocol: Protocol, error: &Error) -> Response<Body> {
+fn refusal(protocol: Protocol, error: &Error, details: bool) -> Response<Body> {
     let mut response = match protocol {
         Protocol::Grpc => {
             let mut response = Response::new(Body::empty());
-            *response.headers_mut() = grpc_status(error);
+            *response.headers_mut() = grpc_status(error, details);
             response.headers_mut().insert(
                 header::CONTENT_TYPE,
                 HeaderValue::from_static("application/grpc"),
@@ -105,8 +111,8 @@ pub(crate) fn refusal(protocol: Protocol, error: &Error) -> Response<Body> {
         }
         Protocol::Http => {
             let code = format!("ERR_{}", error.reason().to_ascii_uppercase());
-            let json =
-                serde_json::json!({ "errorCode": code, "message": error.message() }).to_string();
+            let json = serde_json::json!({ "errorCode": code, "message": told(error, details) })
+                .to_string();
             let mut response = Response::new(Body::full(json));
             *response.status_mut() = StatusCode::from_u16(error.http_status())
                 .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -125,10 +131,19 @@ pub(crate) fn refusal(protocol: Protocol, error: &Error) -> Response<Body> {
     response
 }
 
-fn grpc_status(error: &Error) -> HeaderMap {
+/// What the client hears of what happened.
+fn told(error: &Error, details: bool) -> Cow<'_, str> {
+    if details {
+        error.full_message()
+    } else {
+        error.message().into()
+    }
+}
+
+fn grpc_status(error: &Error, details: bool) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(5);
     headers.insert(GRPC_STATUS, HeaderValue::from_static(error.code().as_str()));
-    if let Ok(message) = HeaderValue::from_str(&encode_message(error.message())) {
+    if let Ok(message) = HeaderValue::from_str(&encode_message(&told(error, details))) {
         headers.insert(GRPC_MESSAGE, message);
     }
     headers.insert(THALWEG_REASON, HeaderValue::from_static(error.reason()));
@@ -148,6 +163,7 @@ struct Rescued {
     /// `None` once an error has ended it.
     inner: Option<Body>,
     exit: Exit,
+    details: bool,
 }
 
 impl http_body::Body for Rescued {
@@ -190,7 +206,7 @@ impl http_body::Body for Rescued {
         this.inner = None;
         note(this.exit.process(), &error);
         Poll::Ready(Some(match this.exit.protocol() {
-            Protocol::Grpc => Ok(Frame::trailers(grpc_status(&error))),
+            Protocol::Grpc => Ok(Frame::trailers(grpc_status(&error, this.details))),
             Protocol::Http => Err(error),
         }))
     }
@@ -220,7 +236,7 @@ mod tests {
             .with_header(header::RETRY_AFTER, HeaderValue::from_static("7"));
 
         for protocol in [Protocol::Grpc, Protocol::Http] {
-            let answer = refusal(protocol, &error);
+            let answer = refusal(protocol, &error, false);
             assert_eq!(answer.headers()[header::RETRY_AFTER], "7", "{protocol:?}");
         }
     }

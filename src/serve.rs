@@ -78,6 +78,8 @@ struct Client {
     refused: Option<Error>,
     /// When that certificate ends.
     expiry: Option<Expiry>,
+    /// Whether it is told the details of errors.
+    details: bool,
 }
 
 /// Serves a connection to its end.
@@ -96,7 +98,10 @@ pub(crate) async fn connection(socket: Socket, front: Arc<Front>, worker: Rc<Wor
 
 /// What is spoken on a connection, and by whom; `None` when nothing will be.
 async fn begin(transport: &Transport, front: &Front) -> Option<(Spoken, Client)> {
-    let mut client = Client::default();
+    let mut client = Client {
+        details: front.settings.error_details,
+        ..Client::default()
+    };
     let (begun, limit) = (Instant::now(), front.settings.timeouts.handshake);
     if let Some(settings) = &front.settings.proxy_protocol {
         client.address = proxied::address(transport, settings, front, limit).await?;
@@ -211,7 +216,12 @@ fn answer(
     worker: &Worker,
     most_headers: usize,
 ) -> impl Future<Output = Response<Body>> + use<> {
-    respond(exit, route(request, stream, client, worker, most_headers))
+    let details = client.details;
+    respond(
+        exit,
+        route(request, stream, client, worker, most_headers),
+        details,
+    )
 }
 
 fn route(

@@ -136,7 +136,8 @@ impl Shared {
             Some(_) => "upstream_tls_failed",
             None => "upstream_connect_failed",
         };
-        self.unavailable(reason, format_args!("no connection to {endpoint}: {error}"))
+        self.unavailable(reason, "no connection")
+            .with_detail(format_args!("{endpoint}: {error}"))
     }
 
     /// The error of a stream that found no connection.
@@ -161,11 +162,11 @@ impl Shared {
 
     /// What streams hear that waited for a connection to an endpoint when it was removed.
     fn removed(&self, endpoint: &Endpoint) -> Error {
-        let address = endpoint.address();
         self.unavailable(
             "upstream_endpoint_removed",
-            format_args!("{address} is not among its endpoints any more"),
+            "the endpoint was removed from it",
         )
+        .with_detail(endpoint.address())
     }
 
     /// One more stream that waits for a connection, or a refusal.
@@ -202,30 +203,29 @@ impl Shared {
         self.overflow(
             "upstream_too_many_connections",
             format_args!(
-                "all {} connections to {} that may be open are full, and none had room within {:?} (pool.max_connections, connect_timeout)",
-                self.settings.pool.max_connections,
-                endpoint.address(),
-                self.settings.connect_timeout
+                "all {} connections to an endpoint that may be open are full, and none had room within {:?} (pool.max_connections, connect_timeout)",
+                self.settings.pool.max_connections, self.settings.connect_timeout
             ),
         )
+        .with_detail(endpoint.address())
     }
 
     /// What the streams on an endpoint hear that has been removed.
     fn dismissal(&self, endpoint: &Endpoint) -> Error {
-        let address = endpoint.address();
         self.unavailable(
             "endpoint_removed",
-            format_args!("{address} is not among its endpoints any more (dismiss_removed)"),
+            "the endpoint was removed from it (dismiss_removed)",
         )
+        .with_detail(endpoint.address())
     }
 
     /// What they hear when its health checks fail.
     fn found_unhealthy(&self, endpoint: &Endpoint) -> Error {
-        let address = endpoint.address();
         self.unavailable(
             "endpoint_unhealthy",
-            format_args!("{address} is not well by its health checks (health_check.dismiss)"),
+            "the endpoint is not healthy by its checks (health_check.dismiss)",
         )
+        .with_detail(endpoint.address())
     }
 
     fn too_late(&self) -> Error {

@@ -156,6 +156,7 @@ impl Resolve<'_> {
             max_connections: 10_000,
             proxy_protocol: None,
             tls: raw.tls.map(|tls| self.tls(tls, &format!("{path}.tls"))),
+            error_details: raw.error_details.unwrap_or(false),
             timeouts: ListenerTimeouts::default(),
             http1: Http1::default(),
             http2: ServerHttp2::default(),

@@ -74,6 +74,7 @@ fn listener(listener: &Listener) -> Value {
         "name": listener.name,
         "address": listener.address.to_string(),
         "max_connections": listener.max_connections,
+        "error_details": listener.error_details,
         "timeouts": {
             "handshake": duration(timeouts.handshake),
             "preface": duration(timeouts.preface),

@@ -269,7 +269,13 @@ impl Lease {
         // Under TLS, an upstream may refuse us after the handshake only: with the answer to the first request.
         let refusal = (shared.tls.as_ref()).and_then(|tls| tls.refusal(&error, endpoint.address()));
         let lost = match refusal {
-            Some(refusal) => shared.unavailable("upstream_tls_failed", refusal),
+            Some(refusal) => {
+                let (cluster, endpoint) = (&shared.name, endpoint.address());
+                tracing::warn!(%cluster, %endpoint, error = %refusal, hint = refusal.hint, "no connection");
+                shared
+                    .unavailable("upstream_tls_failed", "no connection")
+                    .with_detail(format_args!("{endpoint}: {refusal}"))
+            }
             None => shared.unavailable("upstream_lost", "the connection to the upstream was lost"),
         };
         lost.with_http_status(502).with_source(error)

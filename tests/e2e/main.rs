@@ -10,6 +10,7 @@
 //! | `deadlines` | what `grpc-timeout` promises, and what it tells the upstream |
 //! | `drain` | how the proxy stops, and what its streams notice of it |
 //! | `endings` | how streams end when somebody does not keep to the plan |
+//! | `errors` | what clients are told of errors, and how soon |
 //! | `health` | who is asked for its health, and who finds out about that of others |
 //! | `http` | plain HTTP, over every pair of protocols |
 //! | `invoke` | what `thalweg invoke` and `thalweg bindings` promise to those who type them |
@@ -45,6 +46,7 @@ mod clusters;
 mod deadlines;
 mod drain;
 mod endings;
+mod errors;
 mod health;
 mod http;
 mod invoke;

@@ -46,7 +46,9 @@ impl Scene {
         let keys = keys.replace("DIR", self.files.path().to_str().unwrap());
         let ca = self.files.path().join("ca.pem");
         let tls = format!("tls: {{ca: {}, reload_interval: 20ms{keys}}}", ca.display());
-        yaml.cluster(&tls).start().await
+        (yaml.cluster(&tls).listener("error_details: true"))
+            .start()
+            .await
     }
 
     /// What becomes of a call to an upstream.
@@ -198,7 +200,7 @@ async fn upstream_in_the_clear_is_an_error_that_says_so() {
     tokio::spawn(async move { while listener.accept().await.is_ok() {} });
     for (endpoint, told) in [
         (&backend.address, "does not speak TLS (tls)"),
-        (&closing, "no connection to"),
+        (&closing, "no connection: "),
     ] {
         let proxy = scene.proxy(Yaml::to(endpoint), NAMED).await;
         let client = Client::connect(&proxy).await;
@@ -317,7 +319,7 @@ async fn renewed_files_are_for_new_connections_and_open_streams_notice_nothing()
         )
     };
     let proxy = TestProxy::start(&format!(
-        "listeners: [{{name: it, address: \"127.0.0.1:0\"}}]\n\
+        "listeners: [{{name: it, address: \"127.0.0.1:0\", error_details: true}}]\n\
          clusters: {{main: {}, second: {}}}\n\
          routes:\n\
          - {{name: second, cluster: second, match: {{headers: {{to: second}}}}}}\n\

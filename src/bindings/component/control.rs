@@ -132,8 +132,9 @@ impl Handle {
                 Code::Unavailable,
                 "component_unavailable",
                 Side::Upstream,
-                format!("{}: the component is not ready: {why}", self.0.label),
-            )),
+                format!("{}: the component is not ready", self.0.label),
+            )
+            .with_detail(why)),
         }
     }
 

@@ -280,8 +280,9 @@ pub(super) fn failure(label: &str, key: &str, error: object_store::Error) -> Err
             Code::Unimplemented,
             "store_unable",
             Side::Upstream,
-            &source.to_string(),
-        ),
+            "the store cannot do this",
+        )
+        .with_detail(source),
         Failed::NotImplemented { operation, .. } => told(
             Code::Unimplemented,
             "store_unable",

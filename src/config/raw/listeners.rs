@@ -33,6 +33,11 @@ pub(in crate::config) struct Listener {
     /// choose HTTP/2 or HTTP/1.1 in the handshake.
     pub(in crate::config) tls: Option<Tls>,
 
+    /// Whether clients are told the details of errors that the log has: addresses of endpoints, paths of
+    /// sockets, words of operating system and TLS. Default `false`, as strangers learn from them how the
+    /// inside looks; everybody hears what failed, and the reason.
+    pub(in crate::config) error_details: Option<bool>,
+
     /// How long clients may take.
     pub(in crate::config) timeouts: Option<ListenerTimeouts>,
 

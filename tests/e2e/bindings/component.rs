@@ -3,7 +3,7 @@
 use thalweg_proto::{bindings::Empty, status::Code};
 
 use crate::support::{
-    binding::{metadata, proxy},
+    binding::{metadata, proxy, yaml},
     child::Folder,
     client::Client,
     component::{Component, Traits, ready, refuse, reply},
@@ -63,9 +63,11 @@ async fn component_is_told_its_settings_and_nothing_passes_before() {
 }
 
 #[tokio::test]
-async fn init_that_fails_is_told_to_clients_and_tried_again() {
+async fn init_that_fails_is_told_to_clients_who_may_know_and_tried_again() {
     let mut component = Traits::streaming().hold_init().start().await;
-    let proxy = proxy(&[&binding(&component, "")]).await;
+    let yaml = yaml(&[&binding(&component, "")]);
+    let yaml = yaml.replace("{name: it, ", "{name: it, error_details: true, ");
+    let proxy = TestProxy::start(&yaml).await;
     let client = Client::connect(&proxy).await;
 
     refuse(&mut component.held_init().await, "3", "no password");
