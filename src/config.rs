@@ -180,6 +180,9 @@ pub struct ListenerTimeouts {
     pub first_headers: Duration,
     /// How long a client may take none of the bytes that wait for it; zero is for ever.
     pub stall: Duration,
+    /// How long the status of a stream that has failed waits behind bytes that the client does not take; zero is as long as
+    /// `stall`.
+    pub last_words: Duration,
 }
 
 /// Limits for HTTP/1.1.
@@ -509,6 +512,7 @@ impl Default for ListenerTimeouts {
             preface: Duration::from_secs(10),
             first_headers: Duration::from_secs(10),
             stall: Duration::from_secs(60),
+            last_words: Duration::from_secs(3),
         }
     }
 }

@@ -10,6 +10,8 @@
 //!    return to the sender.
 //! 3. When all is sent, send the trailers or the end.
 //! 4. Always watch for a reset from the far side, also while there is nothing to send and while a write is blocked.
+//! 5. Where a client takes nothing of an answer that has failed, its status goes before the bytes that wait: trailers need no
+//!    window. The bytes are dropped, and nothing looks whole, since the status is one of failure.
 
 use std::{
     pin::Pin,
@@ -21,7 +23,8 @@ use bytes::BytesMut;
 use h2::{Reason, SendStream};
 use http::HeaderMap;
 use http_body::Body as _;
-use thalweg_filters::{Body, Error};
+use thalweg_filters::{Body, Error, ending::grpc_status};
+use thalweg_proto::status::Code;
 
 use crate::{stage::Stage, stall::Stall, transport::Payload};
 
@@ -32,6 +35,11 @@ pub(crate) struct Pump {
     stall: Stall,
     finished: bool,
     kept: Option<Kept>,
+    /// How long a status of failure waits for a far side that takes nothing; zero waits on.
+    last_words: Duration,
+    /// Runs while it does. Few streams come to that.
+    waiting: Option<Box<Stall>>,
+    overtook: bool,
 }
 
 /// What has been sent, for as long as it may have to be sent again.
@@ -121,7 +129,23 @@ impl Pump {
             stall,
             finished: false,
             kept: None,
+            last_words: Duration::ZERO,
+            waiting: None,
+            overtook: false,
         }
+    }
+
+    /// Lets a status of failure overtake bytes of which the client takes none for `limit`; zero never does. For answers alone: a
+    /// request that was cut must not look complete, whatever its trailers say.
+    #[must_use]
+    pub(crate) fn with_last_words(mut self, limit: Duration) -> Self {
+        self.last_words = limit;
+        self
+    }
+
+    /// Whether bytes were dropped for that.
+    pub(crate) fn has_overtaken(&self) -> bool {
+        self.overtook
     }
 
     /// Keeps what is sent, up to `limit`, so that it can be sent again.
@@ -177,8 +201,28 @@ impl Pump {
                 self.stall.rest();
                 Poll::Pending
             }
+            Poll::Pending if self.overtakes(cx) => self.poll(cx),
             Poll::Pending => self.stall.poll(cx).map(|limit| Err(Stop::Stalled(limit))),
         }
+    }
+
+    /// Drops what waits before a status of failure once that has waited for long enough.
+    fn overtakes(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(End::Trailers(trailers)) = &self.intake.ended else {
+            return false;
+        };
+        let failed = grpc_status(trailers).is_some_and(|code| code != Code::Ok);
+        if !failed || self.last_words.is_zero() {
+            return false;
+        }
+        let waiting = (self.waiting).get_or_insert_with(|| Box::new(Stall::new(self.last_words)));
+        if waiting.poll(cx).is_pending() {
+            return false;
+        }
+        self.overtook = true;
+        self.intake.staged = Stage::default();
+        self.sink.reserve_capacity(0);
+        true
     }
 
     /// Lets go of what still comes; for a far side that wants no more of it.
@@ -215,6 +259,9 @@ impl Pump {
             }
             let (bytes, credit) = self.intake.staged.pop(granted).into_parts();
             self.stall.moved(bytes.len());
+            if let Some(waiting) = &mut self.waiting {
+                waiting.moved(bytes.len());
+            }
             self.keep(&bytes);
             let last =
                 self.intake.staged.is_empty() && matches!(self.intake.ended, Some(End::Clean));

@@ -78,6 +78,8 @@ pub(crate) struct ListenerStats {
     pub(crate) preface_timeouts: Count,
     pub(crate) first_headers_timeouts: Count,
     pub(crate) stalls: Count,
+    /// Streams whose last bytes were dropped so that their status could pass.
+    pub(crate) last_words: Count,
     pub(crate) keepalive_timeouts: Count,
     /// Connections that ended with an error of the protocol or of the socket.
     pub(crate) errors: Count,
@@ -331,7 +333,7 @@ const CONFIG: [Reading<ConfigStats>; 4] = [
     ),
 ];
 
-const LISTENER: [Reading<ListenerStats>; 13] = [
+const LISTENER: [Reading<ListenerStats>; 14] = [
     (
         "connections_accepted",
         "Connections accepted",
@@ -373,6 +375,12 @@ const LISTENER: [Reading<ListenerStats>; 13] = [
         "Connections that took no bytes for timeouts.stall",
         MetricType::Counter,
         |stats| &stats.stalls,
+    ),
+    (
+        "last_words",
+        "Streams that failed and whose client took none of the bytes before the status for timeouts.last_words",
+        MetricType::Counter,
+        |stats| &stats.last_words,
     ),
     (
         "keepalive_timeouts",

@@ -174,6 +174,7 @@ impl Resolve<'_> {
                 preface: or(timeouts.preface, default.timeouts.preface),
                 first_headers: or(timeouts.first_headers, default.timeouts.first_headers),
                 stall: or(timeouts.stall, default.timeouts.stall),
+                last_words: or(timeouts.last_words, default.timeouts.last_words),
             },
             http1: Http1 {
                 max_headers: http1

@@ -80,6 +80,7 @@ fn listener(listener: &Listener) -> Value {
             "preface": duration(timeouts.preface),
             "first_headers": duration(timeouts.first_headers),
             "stall": duration(timeouts.stall),
+            "last_words": duration(timeouts.last_words),
         },
         "http1": {
             "max_headers": http1.max_headers,

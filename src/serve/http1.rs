@@ -1,12 +1,12 @@
 //! An HTTP/1.1 connection from a client, on hyper.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     convert::Infallible,
     pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use futures_util::FutureExt as _;
@@ -39,15 +39,17 @@ pub(super) async fn serve(
     let window = settings.http2.http2.stream_window as usize;
     let most_headers = settings.http1.max_headers;
     let asked = Cell::new(false);
+    let broken = Rc::<Broken>::default();
     let service = service_fn(|request: Request<Incoming>| {
         asked.set(true);
         let context = stream_context(&request);
         let expiring = (client.expiry.as_ref()).map(|expiry| expiry.join(&context));
         let live = (worker.live(&context), expiring);
+        let broken = Rc::clone(&broken);
         let exit = worker.exit(&context, None);
         let request = request.map(|incoming| receive(incoming, window));
         let answer = answer(request, context, exit, &client, &worker, most_headers);
-        async move { Ok::<_, Infallible>(finish(answer.await, live)) }
+        async move { Ok::<_, Infallible>(finish(answer.await, live, broken)) }
     });
     let mut connection = pin!(
         http1::Builder::new()
@@ -79,6 +81,7 @@ pub(super) async fn serve(
     let (mut drains, mut told) = (false, false);
     let mut first_headers = pin!(sleep(settings.timeouts.first_headers));
     let mut stall = StallWatch::new(settings.timeouts.stall);
+    let mut last_words = StallWatch::new(settings.timeouts.last_words);
     let result = std::future::poll_fn(|cx| {
         loop {
             if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
@@ -105,6 +108,14 @@ pub(super) async fn serve(
             front.stats.first_headers_timeouts.increment();
             return Poll::Ready(Ok(()));
         }
+        // hyper asks for the rest of an answer when the client takes it, and would not hear before that there is none.
+        if broken.is_set(cx) && last_words.poll(cx, &transport).is_ready() {
+            front.stats.last_words.increment();
+            return Poll::Ready(Err(
+                "the answer broke off, and the client took no bytes for timeouts.last_words"
+                    .to_owned(),
+            ));
+        }
         stall.poll(cx, &transport).map(|()| {
             front.stats.stalls.increment();
             Err("the client took no bytes for timeouts.stall".to_owned())
@@ -120,16 +131,50 @@ pub(super) async fn serve(
     }
 }
 
-fn finish(response: Response<Body>, live: (Live, Option<Member>)) -> Response<Body> {
+fn finish(
+    response: Response<Body>,
+    live: (Live, Option<Member>),
+    broken: Rc<Broken>,
+) -> Response<Body> {
     let (mut parts, body) = response.into_parts();
     headers::strip_hop_by_hop(&mut parts.headers);
-    let body = body.wrap(|inner| Sent { inner, _live: live });
+    let body = body.wrap(|inner| Sent {
+        inner,
+        broken,
+        _live: live,
+    });
     Response::from_parts(parts, eager(body))
+}
+
+/// Whether the answer of a connection has broken off, so that the connection cannot go on.
+#[derive(Default)]
+struct Broken {
+    set: Cell<bool>,
+    connection: RefCell<Option<Waker>>,
+}
+
+impl Broken {
+    fn set(&self) {
+        self.set.set(true);
+        if let Some(connection) = self.connection.take() {
+            connection.wake();
+        }
+    }
+
+    /// Whoever has asked is woken when it is.
+    fn is_set(&self, cx: &Context<'_>) -> bool {
+        let mut connection = self.connection.borrow_mut();
+        if !self.set.get() && !matches!(&*connection, Some(waker) if waker.will_wake(cx.waker())) {
+            *connection = Some(cx.waker().clone());
+        }
+        self.set.get()
+    }
 }
 
 /// The response's body. The stream lives for as long as it does.
 struct Sent {
     inner: Body,
+    broken: Rc<Broken>,
     _live: (Live, Option<Member>),
 }
 
@@ -141,7 +186,11 @@ impl http_body::Body for Sent {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Chunk>, Error>>> {
-        Pin::new(&mut self.inner).poll_frame(cx)
+        let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
+        if let Some(Err(_)) = &frame {
+            self.broken.set();
+        }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -235,9 +235,13 @@ async fn stream(
         Intake::new(body),
         sink,
         Stall::new(front.settings.timeouts.stall),
-    );
+    )
+    .with_last_words(front.settings.timeouts.last_words);
     if !ended {
         send_body(&mut pump, &context).await;
+        if pump.has_overtaken() {
+            front.stats.last_words.increment();
+        }
     }
     if let Some(unread) = unread.filter(Unread::is_partial) {
         // On the heap: few streams come here.

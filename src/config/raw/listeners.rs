@@ -123,6 +123,11 @@ pub(in crate::config) struct ListenerTimeouts {
     /// How long a connection may have bytes to send of which the client takes none; `0s` is for
     /// ever. Default `60s`: a network that hiccups recovers sooner, a dead client never does.
     pub(in crate::config) stall: Option<Duration>,
+
+    /// How long the status of a stream that has failed waits behind bytes of which the client takes
+    /// none; then those are dropped and it goes before them. `0s` waits for as long as `stall`. Default
+    /// `3s`: what the client does not read is worth less than to hear that no more comes.
+    pub(in crate::config) last_words: Option<Duration>,
 }
 
 /// Limits for clients that speak HTTP/1.1.
