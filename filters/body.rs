@@ -21,7 +21,7 @@ use bytes::{Buf, Bytes};
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 
-use crate::Error;
+use crate::{Error, StreamContext};
 
 /// Credit is returned once this much has gathered, or nothing is held any more.
 const RETURN_BATCH: usize = 32 * 1024;
@@ -49,6 +49,8 @@ pub struct Ledger(Mutex<Account>);
 
 struct Account {
     source: Source,
+    /// Whose bytes these are.
+    stream: Option<StreamContext>,
     held: usize,
     unreturned: usize,
 }
@@ -300,15 +302,28 @@ impl Ledger {
     fn new(source: Source) -> Arc<Self> {
         Arc::new(Self(Mutex::new(Account {
             source,
+            stream: None,
             held: 0,
             unreturned: 0,
         })))
     }
 
+    /// What is held counts as the stream's from now on.
+    #[must_use]
+    pub fn of(self: Arc<Self>, stream: &StreamContext) -> Arc<Self> {
+        self.account().stream = Some(stream.clone());
+        self
+    }
+
     /// Books bytes that have arrived.
     pub fn take(self: &Arc<Self>, bytes: Bytes) -> Chunk {
         let amount = bytes.len();
-        self.account().held += amount;
+        let mut account = self.account();
+        account.held += amount;
+        if let Some(stream) = &account.stream {
+            stream.hold(amount);
+        }
+        drop(account);
         Chunk {
             bytes,
             credit: Credit {
@@ -340,6 +355,9 @@ impl Ledger {
         let mut account = self.account();
         account.held -= amount;
         account.unreturned += amount;
+        if let Some(stream) = &account.stream {
+            stream.let_go(amount);
+        }
         if account.unreturned < RETURN_BATCH && account.held > 0 {
             return;
         }
@@ -373,8 +391,10 @@ impl fmt::Debug for Ledger {
 #[cfg(test)]
 mod tests {
     use futures_util::task::noop_waker_ref;
+    use tokio::time::Instant;
 
     use super::*;
+    use crate::stream::Protocol;
 
     fn chunk(ledger: &Arc<Ledger>, len: usize) -> Chunk {
         ledger.take(Bytes::from(vec![7; len]))
@@ -447,6 +467,20 @@ mod tests {
         drop(held);
 
         assert!(ledger.poll_open(&mut cx).is_ready());
+    }
+
+    #[test]
+    fn stream_holds_what_waits_for_its_far_side() {
+        let stream = StreamContext::new(Protocol::Grpc, Instant::now(), None);
+        let ledger = Ledger::window(10).of(&stream);
+
+        let mut waiting = chunk(&ledger, 10);
+        assert_eq!(stream.held(), 10);
+        waiting.advance(7);
+        assert_eq!((stream.held(), stream.moved_since()), (3, 7));
+        drop(waiting);
+
+        assert_eq!(stream.held(), 0);
     }
 
     #[test]

@@ -13,6 +13,7 @@
 //! | [`circuit_breaker`] | gives a failing upstream a rest |
 //! | [`deadline`] | ends calls whose `grpc-timeout` has passed |
 //! | [`gzip`] | reads gzip up to a limit |
+//! | [`held`] | how many bytes streams make the process hold |
 //! | [`initial_message`] | waits for the first message, and sets headers from its fields |
 //! | [`sequence`] | refuses streams whose messages are not numbered one after another |
 //! | [`metrics`] | counts streams, bytes and messages by route, and bindings in Dapr's words |
@@ -26,6 +27,7 @@ pub mod deadline;
 pub mod ending;
 pub mod error;
 pub mod gzip;
+pub mod held;
 pub mod initial_message;
 pub mod metrics;
 pub mod sequence;

@@ -12,7 +12,10 @@ use futures_util::task::AtomicWaker;
 use thalweg_proto::status::Code;
 use tokio::time::Instant;
 
-use crate::{Error, Side};
+use crate::{
+    Error, Side,
+    held::{Holding, Share},
+};
 
 /// What all filters of one stream share; a clone is another handle to the same stream.
 #[derive(Clone, Debug)]
@@ -29,6 +32,14 @@ struct Inner {
     dismissal: OnceLock<Error>,
     watcher: AtomicWaker,
     cancel_code: AtomicU32,
+    holding: Holding,
+}
+
+/// Bytes that a stream holds beside those that wait for their far side; booked until this is dropped. One of [`Booking::default`] is nobody's.
+#[derive(Debug, Default)]
+pub struct Booking {
+    stream: Option<StreamContext>,
+    bytes: usize,
 }
 
 /// What the client speaks, and therefore how it hears of an error.
@@ -41,8 +52,18 @@ pub enum Protocol {
 }
 
 impl StreamContext {
-    /// For a stream whose headers arrived at `started_at`.
+    /// For a stream whose headers arrived at `started_at`, and whose bytes nobody adds up.
     pub fn new(protocol: Protocol, started_at: Instant, deadline: Option<Instant>) -> Self {
+        Self::held_in(None, protocol, started_at, deadline)
+    }
+
+    /// For a stream whose headers arrived at `started_at`, and whose bytes are its worker's share of all that is held.
+    pub fn held_in(
+        share: Option<Arc<Share>>,
+        protocol: Protocol,
+        started_at: Instant,
+        deadline: Option<Instant>,
+    ) -> Self {
         Self {
             inner: Arc::new(Inner {
                 started_at,
@@ -51,6 +72,7 @@ impl StreamContext {
                 dismissal: OnceLock::new(),
                 watcher: AtomicWaker::new(),
                 cancel_code: AtomicU32::new(h2::Reason::CANCEL.into()),
+                holding: Holding::new(share),
             }),
             protocol,
         }
@@ -78,6 +100,33 @@ impl StreamContext {
     /// What the client speaks, or what was made of it on the way.
     pub fn protocol(&self) -> Protocol {
         self.protocol
+    }
+
+    /// Bytes that the stream makes the process hold.
+    pub fn held(&self) -> usize {
+        self.inner.holding.held()
+    }
+
+    /// Bytes that it has let go of since this was last asked.
+    pub fn moved_since(&self) -> u64 {
+        self.inner.holding.moved_since()
+    }
+
+    /// Books bytes that the stream holds beside those that wait for their far side.
+    pub fn book(&self, bytes: usize) -> Booking {
+        self.hold(bytes);
+        Booking {
+            stream: Some(self.clone()),
+            bytes,
+        }
+    }
+
+    pub(crate) fn hold(&self, bytes: usize) {
+        self.inner.holding.add(bytes);
+    }
+
+    pub(crate) fn let_go(&self, bytes: usize) {
+        self.inner.holding.remove(bytes);
     }
 
     /// Ends the stream from anywhere, with `error` as its status. The first abort wins.
@@ -138,9 +187,35 @@ pub fn not_grpc(who: &str) -> Error {
     Error::new(Code::Unimplemented, "not_grpc", Side::Client, message).with_http_status(415)
 }
 
+impl Booking {
+    /// Books more, unless the process holds so much that what can be done without should not be kept.
+    #[must_use]
+    pub fn try_grow(&mut self, bytes: usize) -> bool {
+        let Some(stream) = &self.stream else {
+            return true;
+        };
+        let share = stream.inner.holding.share();
+        if share.is_some_and(|share| share.total().is_near()) {
+            return false;
+        }
+        stream.hold(bytes);
+        self.bytes += bytes;
+        true
+    }
+}
+
+impl Drop for Booking {
+    fn drop(&mut self) {
+        if let Some(stream) = &self.stream {
+            stream.let_go(self.bytes);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::held::Total;
 
     #[tokio::test]
     async fn first_abort_wins_and_wakes() {
@@ -173,6 +248,22 @@ mod tests {
         assert!(watch.is_woken());
         assert_eq!(stream.dismissed().map(Error::reason), Some("max_age"));
         tokio_test::assert_pending!(watch.poll());
+    }
+
+    #[test]
+    fn booking_ends_when_it_is_dropped_and_does_not_grow_near_the_limit() {
+        let total = Total::new(1 << 20);
+        let share = Some(Share::new(Arc::clone(&total)));
+        let stream = StreamContext::held_in(share, Protocol::Grpc, Instant::now(), None);
+
+        let mut kept = stream.book(100);
+        assert!(kept.try_grow(1 << 20), "nothing was held so far");
+        assert!(!kept.try_grow(1), "{total:?}");
+        assert_eq!(stream.held(), 100 + (1 << 20));
+        drop(kept);
+
+        assert_eq!((stream.held(), total.is_near()), (0, false));
+        assert!(Booking::default().try_grow(usize::MAX));
     }
 
     #[tokio::test]

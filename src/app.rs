@@ -71,6 +71,7 @@ impl App {
             source,
         })?;
         let telemetry = Arc::new(Telemetry::new(&config.dapr));
+        telemetry.process.held.set_limit(config.max_held);
         let config = Arc::new(config);
         let shared = open(&config, &telemetry.process, None)?;
         let directories = look_up(&config, &shared).await?;

@@ -35,6 +35,7 @@ mod environment;
 mod faults;
 mod health;
 mod load;
+mod memory;
 mod network;
 mod origins;
 mod outlier;
@@ -79,6 +80,8 @@ pub struct Config {
     pub admin: Option<Admin>,
     /// Threads that carry streams.
     pub workers: usize,
+    /// Bytes that all streams together should hold at most.
+    pub max_held: usize,
     /// Whether a new process may listen on the same addresses while this one runs.
     pub takeover: bool,
     /// How often the file is looked at for changes; zero is never.
@@ -178,8 +181,10 @@ pub struct ListenerTimeouts {
     /// Longest wait from there to the first request headers; with HTTP/1.1, for the headers of
     /// every request once begun.
     pub first_headers: Duration,
-    /// How long a client may take none of the bytes that wait for it; zero is for ever.
+    /// How long a client may take too few of the bytes that wait for it; zero is for ever.
     pub stall: Duration,
+    /// Fewer bytes than these within `stall` are too few, unless no more waited.
+    pub stall_min_progress: u64,
     /// How long the status of a stream that has failed waits behind bytes that the client does not take; zero is as long as
     /// `stall`.
     pub last_words: Duration,
@@ -512,6 +517,7 @@ impl Default for ListenerTimeouts {
             preface: Duration::from_secs(10),
             first_headers: Duration::from_secs(10),
             stall: Duration::from_secs(60),
+            stall_min_progress: 1024,
             last_words: Duration::from_secs(3),
         }
     }
@@ -584,7 +590,7 @@ impl Default for RouteTimeouts {
         Self {
             connect: Duration::ZERO,
             stall: Duration::from_secs(60),
-            stall_min_progress: 1,
+            stall_min_progress: 1024,
             phases: timeouts::Config::default(),
         }
     }

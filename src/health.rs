@@ -78,6 +78,11 @@ impl Health {
         }
     }
 
+    /// Whether a request asks how the proxy is.
+    pub(crate) fn is_asked_by(request: &Request<Body>) -> bool {
+        [CHECK, WATCH].contains(&request.uri().path())
+    }
+
     /// Answers a call.
     pub(crate) async fn call(
         self: Rc<Self>,

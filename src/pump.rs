@@ -23,7 +23,7 @@ use bytes::BytesMut;
 use h2::{Reason, SendStream};
 use http::HeaderMap;
 use http_body::Body as _;
-use thalweg_filters::{Body, Error, ending::grpc_status};
+use thalweg_filters::{Body, Error, StreamContext, ending::grpc_status, stream::Booking};
 use thalweg_proto::status::Code;
 
 use crate::{stage::Stage, stall::Stall, transport::Payload};
@@ -33,6 +33,8 @@ pub(crate) struct Pump {
     intake: Intake,
     sink: SendStream<Payload>,
     stall: Stall,
+    /// Whose bytes these are.
+    stream: Option<StreamContext>,
     finished: bool,
     kept: Option<Kept>,
     /// How long a status of failure waits for a far side that takes nothing; zero waits on.
@@ -46,6 +48,7 @@ pub(crate) struct Pump {
 struct Kept {
     /// Copies, for the bytes themselves lie in read buffers that are far larger.
     bytes: BytesMut,
+    booked: Booking,
     end: Option<End>,
     limit: usize,
 }
@@ -122,11 +125,18 @@ impl Intake {
 // === impl Pump ===
 
 impl Pump {
-    pub(crate) fn new(intake: Intake, sink: SendStream<Payload>, stall: Stall) -> Self {
+    /// What it has in hand counts as held by `stream`.
+    pub(crate) fn new(
+        intake: Intake,
+        sink: SendStream<Payload>,
+        stall: Stall,
+        stream: Option<StreamContext>,
+    ) -> Self {
         Self {
             intake,
             sink,
             stall,
+            stream,
             finished: false,
             kept: None,
             last_words: Duration::ZERO,
@@ -148,11 +158,12 @@ impl Pump {
         self.overtook
     }
 
-    /// Keeps what is sent, up to `limit`, so that it can be sent again.
+    /// Keeps what is sent, up to `limit`, so that it can be sent again; and less where the process holds too much.
     #[must_use]
     pub(crate) fn keeping(mut self, limit: usize) -> Self {
         self.kept = Some(Kept {
             bytes: BytesMut::new(),
+            booked: (self.stream.as_ref()).map_or_else(Booking::default, |stream| stream.book(0)),
             end: None,
             limit,
         });
@@ -265,7 +276,8 @@ impl Pump {
             self.keep(&bytes);
             let last =
                 self.intake.staged.is_empty() && matches!(self.intake.ended, Some(End::Clean));
-            self.sink.send_data(bytes.into(), last).map_err(gone)?;
+            let payload = Payload::new(bytes, self.stream.as_ref());
+            self.sink.send_data(payload, last).map_err(gone)?;
             drop(credit);
             self.finished = last;
         }
@@ -288,11 +300,11 @@ impl Pump {
     }
 
     fn keep(&mut self, bytes: &[u8]) {
-        match &mut self.kept {
-            Some(kept) if kept.bytes.len() + bytes.len() <= kept.limit => {
-                kept.bytes.extend_from_slice(bytes);
-            }
-            _ => self.kept = None,
+        let Some(kept) = &mut self.kept else { return };
+        if kept.bytes.len() + bytes.len() <= kept.limit && kept.booked.try_grow(bytes.len()) {
+            kept.bytes.extend_from_slice(bytes);
+        } else {
+            self.kept = None;
         }
     }
 

@@ -60,9 +60,9 @@ struct Rest {
     stream: RefCell<Option<RecvStream>>,
 }
 
-/// The body that `sender` sends on `stream`.
-pub(crate) fn body(stream: RecvStream, sender: Sender) -> Body {
-    received(stream, sender, None).map_or_else(Body::empty, Body::new)
+/// The body that `sender` sends on `stream`, whose bytes `context` holds.
+pub(crate) fn body(stream: RecvStream, sender: Sender, context: Option<&StreamContext>) -> Body {
+    received(stream, sender, context, None).map_or_else(Body::empty, Body::new)
 }
 
 /// The messages that a client sends on `stream`, and how far they have come; none of either, if it has ended already.
@@ -70,7 +70,7 @@ pub(crate) fn messages(
     stream: RecvStream,
     context: &StreamContext,
 ) -> (Body, Option<Rc<Progress>>) {
-    let Some(received) = received(stream, Sender::Client, None) else {
+    let Some(received) = received(stream, Sender::Client, Some(context), None) else {
         return (Body::empty(), None);
     };
     let ledger = Arc::clone(&received.ledger);
@@ -80,22 +80,31 @@ pub(crate) fn messages(
 }
 
 /// The body that a client sends on `stream`, and a hold on the stream.
-pub(crate) fn held_body(mut stream: RecvStream) -> (Body, Unread) {
+pub(crate) fn held_body(mut stream: RecvStream, context: &StreamContext) -> (Body, Unread) {
     let rest = Rc::<Rest>::default();
     rest.whole.set(stream.is_end_stream());
     let unread = Unread {
         _stream: stream.flow_control().clone(),
         rest: Rc::clone(&rest),
     };
-    let body = received(stream, Sender::Client, Some(rest)).map_or_else(Body::empty, Body::new);
+    let received = received(stream, Sender::Client, Some(context), Some(rest));
+    let body = received.map_or_else(Body::empty, Body::new);
     (body, unread)
 }
 
-fn received(mut stream: RecvStream, sender: Sender, unread: Option<Rc<Rest>>) -> Option<Received> {
+fn received(
+    mut stream: RecvStream,
+    sender: Sender,
+    context: Option<&StreamContext>,
+    unread: Option<Rc<Rest>>,
+) -> Option<Received> {
     if stream.is_end_stream() {
         return None;
     }
-    let ledger = Ledger::http2(stream.flow_control().clone());
+    let mut ledger = Ledger::http2(stream.flow_control().clone());
+    if let Some(context) = context {
+        ledger = ledger.of(context);
+    }
     Some(Received {
         stream: Some(stream),
         ledger,

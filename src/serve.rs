@@ -11,7 +11,7 @@ use std::{rc::Rc, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
 use http::{HeaderName, HeaderValue, Method, Request, Response, Version, header};
-use thalweg_filters::{Body, Error, Side, StreamContext, stream::Protocol};
+use thalweg_filters::{Body, Error, Side, StreamContext, held::Share, stream::Protocol};
 use thalweg_proto::{deadline, method::is_grpc_content_type, status::Code};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -296,19 +296,20 @@ fn route(
     worker.call(request)
 }
 
-/// What is known of a stream when its headers have come.
-pub(crate) fn stream_context<B>(request: &Request<B>) -> StreamContext {
+/// What is known of a stream when its headers have come, and whose bytes count in `share`.
+pub(crate) fn stream_context<B>(request: &Request<B>, share: Option<Arc<Share>>) -> StreamContext {
     let started_at = Instant::now();
     let headers = request.headers();
     // Over HTTP/1.1 there is no gRPC, and whoever tried it reads HTTP statuses.
     if request.version() != Version::HTTP_2 || !says_grpc(headers.get(header::CONTENT_TYPE)) {
-        return StreamContext::new(Protocol::Http, started_at, None);
+        return StreamContext::held_in(share, Protocol::Http, started_at, None);
     }
     // A value that cannot be read is refused by `route`, where there is a status to say so.
     let timeout = headers
         .get(GRPC_TIMEOUT)
         .and_then(|value| deadline::parse(value.as_bytes()).ok());
-    StreamContext::new(
+    StreamContext::held_in(
+        share,
         Protocol::Grpc,
         started_at,
         timeout.and_then(|timeout| started_at.checked_add(timeout)),

@@ -224,12 +224,22 @@ impl StallWatch {
         Self(Watch::new(limit))
     }
 
-    /// Ready once the socket has taken nothing of what waits for the limit.
+    /// What moves in that time must be `least` bytes.
+    #[must_use]
+    pub(crate) fn at_least(mut self, least: u64) -> Self {
+        self.0.least = least;
+        self
+    }
+
+    /// Ready once the socket has taken too little of what waits for the limit.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>, transport: &Transport) -> Poll<()> {
         match transport.write_progress() {
             Some(written) => self.0.poll(cx, written),
             // A timer that is left running fires once and finds nothing stuck.
-            None => Poll::Pending,
+            None => {
+                self.0.rest();
+                Poll::Pending
+            }
         }
     }
 }

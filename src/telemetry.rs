@@ -19,7 +19,7 @@ use prometheus_client::{
     metrics::MetricType,
     registry::Registry,
 };
-use thalweg_filters::{Error, circuit_breaker, metrics};
+use thalweg_filters::{Error, circuit_breaker, held::Total, metrics};
 
 use crate::config;
 
@@ -40,6 +40,8 @@ pub(crate) struct Process {
     pub(crate) forced_ends: Count,
     /// Streams that ended in a panic.
     pub(crate) panics: Count,
+    /// Bytes that all streams hold, and the most that they should.
+    pub(crate) held: Arc<Total>,
     /// Streams that watch the proxy's own health.
     pub(crate) health_watchers: Count,
     /// Those that were one too many.
@@ -372,7 +374,7 @@ const LISTENER: [Reading<ListenerStats>; 14] = [
     ),
     (
         "stalls",
-        "Connections that took no bytes for timeouts.stall",
+        "Connections and streams whose client took fewer bytes than stall_min_progress within timeouts.stall",
         MetricType::Counter,
         |stats| &stats.stalls,
     ),
@@ -736,6 +738,22 @@ impl Collector for Process {
                 MetricType::Counter,
             )?
             .encode_counter::<NoLabelSet, _, u64>(&self.panics.get(), None)?;
+        for (name, help, bytes) in [
+            (
+                "thalweg_held_bytes",
+                "Bytes that all streams hold now",
+                self.held.held(),
+            ),
+            (
+                "thalweg_held_bytes_limit",
+                "The most bytes that all streams should hold (max_held)",
+                self.held.limit(),
+            ),
+        ] {
+            encoder
+                .encode_descriptor(name, help, None, MetricType::Gauge)?
+                .encode_gauge(&(bytes as u64))?;
+        }
         encoder
             .encode_descriptor(
                 "thalweg_health_watchers",

@@ -3,7 +3,7 @@
 //! Both connections of a stream live on one worker, so nothing on the way of a byte is shared between threads. What crosses
 //! threads is a socket when it is handed over, a configuration when it is another, and counters when they are read.
 //!
-//! [`snapshot`] is what a configuration means to one worker.
+//! [`snapshot`] is what a configuration means to one worker, and [`reclaim`] what it does when too much is held.
 
 use std::{
     cell::RefCell,
@@ -20,14 +20,14 @@ use std::{
 
 use http::Request;
 use thalweg_filters::{
-    Body, Error, Side, StreamContext, chain::ChainFuture, deadline::DeadlineFuture,
+    Body, Error, Side, StreamContext, chain::ChainFuture, deadline::DeadlineFuture, held::Share,
 };
 use thalweg_proto::status::Code;
 use tokio::{
     net::{TcpStream, UnixStream},
     runtime::{self, LocalOptions},
     sync::{OwnedSemaphorePermit, mpsc, oneshot, watch},
-    task::JoinSet,
+    task::{JoinSet, spawn_local},
     time::timeout,
 };
 
@@ -36,11 +36,13 @@ use crate::{
     config::{Config, Drain},
     dismissal::{Exit, Group, Member, Progress},
     drain::Phase,
+    health::Health,
     serve::{self, Front},
     telemetry::{Process, Telemetry},
     transport::Socket,
 };
 
+mod reclaim;
 mod snapshot;
 
 use snapshot::{Builder, Snapshot};
@@ -54,6 +56,8 @@ pub(crate) struct Worker {
     load: Arc<Load>,
     /// All live streams.
     streams: Rc<Group>,
+    /// What they hold.
+    share: Arc<Share>,
 }
 
 /// A worker as the rest of the process sees it.
@@ -152,6 +156,8 @@ pub(crate) fn start(
 /// Does what it is told until the orders end, and then goes on for as long as the drain may last.
 async fn run(worker: Rc<Worker>, mut orders: mpsc::UnboundedReceiver<Order>) {
     let mut connections = JoinSet::new();
+    let (streams, share) = (Rc::clone(&worker.streams), Arc::clone(&worker.share));
+    spawn_local(reclaim::watch(streams, share));
     while let Some(order) = orders.recv().await {
         let accepted = match order {
             Order::Serve(accepted) => accepted,
@@ -188,6 +194,7 @@ impl Worker {
         Self {
             snapshot: RefCell::new(Rc::new(builder.build(config, shared, None))),
             process: Arc::clone(&builder.telemetry.process),
+            share: Share::new(Arc::clone(&builder.telemetry.process.held)),
             builder,
             load,
             streams: Rc::default(),
@@ -231,11 +238,14 @@ impl Worker {
         }
     }
 
-    /// Sends a request to the binding that it calls, or on its route.
+    /// Sends a request to the binding that it calls, or on its route, unless so much is held that nothing new is taken.
     pub(crate) fn call(
         &self,
         request: Request<Body>,
     ) -> Result<DeadlineFuture<ChainFuture>, Error> {
+        if self.share.total().is_near() && !Health::is_asked_by(&request) {
+            return Err(reclaim::full(self.share.total()));
+        }
         self.snapshot.borrow().call(request)
     }
 
@@ -252,6 +262,11 @@ impl Worker {
         // What nobody needs any more ends here, before anybody hears that it has.
         drop(before);
         let _ = done.send(());
+    }
+
+    /// Where the bytes of its streams are added up.
+    pub(crate) fn share(&self) -> Option<Arc<Share>> {
+        Some(Arc::clone(&self.share))
     }
 
     /// Counts a stream on the worker's load while it lives, and its panic if it ends in one. The runtime catches the panic;
@@ -425,6 +440,7 @@ mod tests {
             process: Arc::default(),
             streams: Rc::default(),
             load: Arc::default(),
+            share: Share::new(Arc::default()),
         };
         (Rc::new(worker), Arc::new(front), drain)
     }

@@ -45,6 +45,7 @@ impl Changes {
                 others.push(key);
             }
         };
+        differs("max_held", before.max_held != after.max_held);
         differs("reload", before.reload_interval != after.reload_interval);
         differs("drain", before.drain != after.drain);
         differs(

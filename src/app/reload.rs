@@ -145,6 +145,7 @@ impl App {
         self.shared = shared;
         self.directories = directories;
         self.shared.components.configure(&config);
+        self.telemetry.process.held.set_limit(config.max_held);
         let workers = self.workers.iter();
         let answers: Vec<_> = workers
             .map(|worker| worker.configure(Arc::clone(&config), self.shared.clone()))

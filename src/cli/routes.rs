@@ -88,7 +88,7 @@ impl Routes {
 
 /// All that is to be said of a request.
 fn explanation(config: &Config, mut request: Request<()>) -> String {
-    let stream = stream_context(&request);
+    let stream = stream_context(&request, None);
     request.extensions_mut().insert(stream);
     let serves_bindings = !config.bindings.is_empty() || config.component_sockets.is_some();
     if serves_bindings && let Some(call) = Call::of(&request) {

@@ -18,7 +18,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use serde_json::Value;
 
-use thalweg_filters::units::{Count, Duration};
+use thalweg_filters::units::{Count, Duration, Size};
 use thalweg_proto::status::Code;
 
 mod bindings;
@@ -44,6 +44,13 @@ pub(super) struct Config {
     /// Threads that carry streams. Default: one per core, since a worker never waits for another.
     #[schemars(range(min = 1, max = 1024))]
     pub(super) workers: Option<Count>,
+
+    /// Most bytes that all streams together should hold: what waits for its far side, in either
+    /// direction, and what is kept to be sent again. From seven eighths of it on new streams are
+    /// refused, and those that stand still are ended, the ones that hold the most first. Default: half of the memory that the machine or the control group of the process has,
+    /// since connections, headers and the like need some as well.
+    #[schemars(range(min = 1_048_576))]
+    pub(super) max_held: Option<Size>,
 
     /// Lets a new process listen on the addresses of this one while this one still runs, the port of the
     /// operator among them, so that a new binary takes over without a refused connection. Both must

@@ -23,7 +23,7 @@ use super::environment::Environment;
 use super::report::Report;
 use super::{
     Address, Admin, BadAddress, Cluster, Config, Drain, HealthService, Http1, Listener,
-    ListenerTimeouts, Origins, ProxyProtocol, ServerHttp2, raw,
+    ListenerTimeouts, Origins, ProxyProtocol, ServerHttp2, memory, raw,
 };
 pub(super) use bindings::default_filters;
 pub(super) use endpoints::endpoints;
@@ -43,6 +43,7 @@ pub(super) fn resolve(raw: raw::Config, env: &Environment<'_>, faults: &mut Repo
     Config {
         admin,
         workers: raw.workers.map_or_else(cores, Count::usize),
+        max_held: (raw.max_held).map_or_else(max_held, Size::usize),
         takeover: raw.takeover.unwrap_or(false),
         reload_interval: or(raw.reload.unwrap_or_default().interval, Duration::ZERO),
         drain: drain(raw.drain.unwrap_or_default()),
@@ -79,6 +80,10 @@ fn health_service(raw: &raw::HealthService) -> Option<HealthService> {
 
 fn cores() -> usize {
     available_parallelism().map_or(1, usize::from)
+}
+
+fn max_held() -> usize {
+    usize::try_from(memory::available() / 2).unwrap_or(usize::MAX)
 }
 
 /// The duration that was written, or the default.
@@ -174,6 +179,8 @@ impl Resolve<'_> {
                 preface: or(timeouts.preface, default.timeouts.preface),
                 first_headers: or(timeouts.first_headers, default.timeouts.first_headers),
                 stall: or(timeouts.stall, default.timeouts.stall),
+                stall_min_progress: (timeouts.stall_min_progress)
+                    .map_or(default.timeouts.stall_min_progress, |size| size.0),
                 last_words: or(timeouts.last_words, default.timeouts.last_words),
             },
             http1: Http1 {

@@ -23,6 +23,7 @@ pub(super) fn config(config: &Config) -> Value {
     json!({
         "admin": admin(config.admin.as_ref()),
         "workers": config.workers,
+        "max_held": size(config.max_held),
         "takeover": config.takeover,
         "reload": {"interval": duration(config.reload_interval)},
         "drain": {
@@ -80,6 +81,7 @@ fn listener(listener: &Listener) -> Value {
             "preface": duration(timeouts.preface),
             "first_headers": duration(timeouts.first_headers),
             "stall": duration(timeouts.stall),
+            "stall_min_progress": Unit::Size.show(timeouts.stall_min_progress),
             "last_words": duration(timeouts.last_words),
         },
         "http1": {

@@ -33,6 +33,12 @@ impl Group {
         }
     }
 
+    /// Looks at each of the streams.
+    pub(crate) fn for_each(&self, look: impl FnMut(&StreamContext)) {
+        let streams = self.0.borrow();
+        streams.iter().map(|(_, stream)| stream).for_each(look);
+    }
+
     /// How many streams there are now.
     pub(crate) fn len(&self) -> usize {
         self.0.borrow().len()

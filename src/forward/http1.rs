@@ -30,11 +30,9 @@ pub(crate) async fn exchange(
     timeouts: &RouteTimeouts,
 ) -> Result<Response<Body>, Error> {
     let (mut parts, body) = request.into_parts();
-    if parts
-        .extensions
-        .remove::<StreamContext>()
-        .is_some_and(|stream| stream.protocol() == Protocol::Grpc)
-    {
+    let stream = parts.extensions.remove::<StreamContext>();
+    let speaks_grpc = |stream: &StreamContext| stream.protocol() == Protocol::Grpc;
+    if stream.as_ref().is_some_and(speaks_grpc) {
         let message = format!(
             "{}: it speaks HTTP/1.1, which cannot carry gRPC (protocol: http2)",
             cluster.label
@@ -71,10 +69,13 @@ pub(crate) async fn exchange(
         trial.ends(Ending::Clean);
     }
     headers::strip_hop_by_hop(&mut parts.headers);
-    let window = lease.window();
+    let mut ledger = Ledger::window(lease.window());
+    if let Some(stream) = &stream {
+        ledger = ledger.of(stream);
+    }
     let body = Body::new(Download {
         incoming,
-        ledger: Ledger::window(window),
+        ledger,
         trial,
         lease,
     });

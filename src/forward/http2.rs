@@ -200,7 +200,7 @@ impl Exchange {
         };
         let least = timeouts.stall_min_progress;
         let stall = lease.stall(timeouts.stall).at_least(least);
-        let mut pump = Pump::new(intake, sink, stall);
+        let mut pump = Pump::new(intake, sink, stall, stream.clone());
         if let Some(limit) = attempts.kept() {
             pump = pump.keeping(limit);
         }
@@ -273,7 +273,7 @@ impl Exchange {
             )
             .with_http_status(502));
         }
-        let body = receive::body(download, self.sender.clone());
+        let body = receive::body(download, self.sender.clone(), self.stream.as_ref());
         if body.is_end_stream() {
             self.complete = true;
             if let Some(trial) = self.trial.take() {

@@ -14,7 +14,7 @@ use http::{Request, Response};
 use http_body::{Frame, SizeHint};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use thalweg_filters::{Body, Chunk, Error, Side, body::Ledger};
+use thalweg_filters::{Body, Chunk, Error, Side, StreamContext, body::Ledger};
 use thalweg_proto::status::Code;
 use tokio::time::{sleep, sleep_until};
 
@@ -42,12 +42,12 @@ pub(super) async fn serve(
     let broken = Rc::<Broken>::default();
     let service = service_fn(|request: Request<Incoming>| {
         asked.set(true);
-        let context = stream_context(&request);
+        let context = stream_context(&request, worker.share());
         let expiring = (client.expiry.as_ref()).map(|expiry| expiry.join(&context));
         let live = (worker.live(&context), expiring);
         let broken = Rc::clone(&broken);
         let exit = worker.exit(&context, None);
-        let request = request.map(|incoming| receive(incoming, window));
+        let request = request.map(|incoming| receive(incoming, window, &context));
         let answer = answer(request, context, exit, &client, &worker, most_headers);
         async move { Ok::<_, Infallible>(finish(answer.await, live, broken)) }
     });
@@ -80,7 +80,8 @@ pub(super) async fn serve(
     );
     let (mut drains, mut told) = (false, false);
     let mut first_headers = pin!(sleep(settings.timeouts.first_headers));
-    let mut stall = StallWatch::new(settings.timeouts.stall);
+    let mut stall =
+        StallWatch::new(settings.timeouts.stall).at_least(settings.timeouts.stall_min_progress);
     let mut last_words = StallWatch::new(settings.timeouts.last_words);
     let result = std::future::poll_fn(|cx| {
         loop {
@@ -118,7 +119,7 @@ pub(super) async fn serve(
         }
         stall.poll(cx, &transport).map(|()| {
             front.stats.stalls.increment();
-            Err("the client took no bytes for timeouts.stall".to_owned())
+            Err("the client took too few bytes for timeouts.stall (stall_min_progress)".to_owned())
         })
     })
     .await;
@@ -203,10 +204,10 @@ impl http_body::Body for Sent {
 }
 
 /// The request's body. It is read no further than a window while nobody takes the bytes.
-fn receive(incoming: Incoming, window: usize) -> Body {
+fn receive(incoming: Incoming, window: usize, context: &StreamContext) -> Body {
     Body::new(Received {
         incoming,
-        ledger: Ledger::window(window),
+        ledger: Ledger::window(window).of(context),
     })
 }
 

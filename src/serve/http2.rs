@@ -32,6 +32,7 @@ use crate::{
     receive::{self, Unread},
     serve::{Client, Front, LINGER, LINGER_BYTES, answer, drained, stream_context},
     stall::{Stall, StallWatch},
+    telemetry::ListenerStats,
     transport::{Payload, Transport, driven},
     worker::Worker,
 };
@@ -53,13 +54,14 @@ pub(super) async fn serve(
         Err(_) => return front.stats.preface_timeouts.increment(),
     };
     let ping = connection.ping_pong();
+    let timeouts = &front.settings.timeouts;
     let mut drive = Drive {
         ping: Rc::new(RefCell::new(ping.expect("it is taken once"))),
         connection,
         transport,
         expiry: (client.expiry.as_ref()).map(|expiry| Box::pin(sleep_until(expiry.at))),
         client,
-        stall: StallWatch::new(front.settings.timeouts.stall),
+        stall: StallWatch::new(timeouts.stall).at_least(timeouts.stall_min_progress),
         keepalive: Keepalive::new(&front.settings.http2.http2.keepalive),
         first_headers: Some(Box::pin(sleep(front.settings.timeouts.first_headers))),
         drain: Some(Box::pin(drained(Arc::clone(&front)))),
@@ -134,7 +136,7 @@ impl<D: Future<Output = ()>> Drive<D> {
         let ping = || keepalive::ping(&mut self.ping.borrow_mut());
         let late = if self.stall.poll(cx, &self.transport).is_ready() {
             self.front.stats.stalls.increment();
-            "the client took no bytes for timeouts.stall"
+            "the client took too few bytes for timeouts.stall (stall_min_progress)"
         } else if self.keepalive.poll(cx, read, true, ping).is_ready() {
             self.front.stats.keepalive_timeouts.increment();
             "the client left a PING without an answer for http2.keepalive.timeout"
@@ -192,7 +194,7 @@ async fn stream(
     front: Arc<Front>,
     worker: Rc<Worker>,
 ) {
-    let context = stream_context(&request);
+    let context = stream_context(&request, worker.share());
     let _live = worker.live(&context);
     let _expiring = (client.expiry.as_ref()).map(|expiry| expiry.join(&context));
     let (parts, body) = request.into_parts();
@@ -203,7 +205,7 @@ async fn stream(
             (body, progress, None)
         }
         Protocol::Http => {
-            let (body, unread) = receive::held_body(body);
+            let (body, unread) = receive::held_body(body, &context);
             (body, None, Some(unread))
         }
     };
@@ -231,14 +233,16 @@ async fn stream(
         return;
     };
     let body = if ended { Body::empty() } else { body };
+    let timeouts = &front.settings.timeouts;
     let mut pump = Pump::new(
         Intake::new(body),
         sink,
-        Stall::new(front.settings.timeouts.stall),
+        Stall::new(timeouts.stall).at_least(timeouts.stall_min_progress),
+        Some(context.clone()),
     )
-    .with_last_words(front.settings.timeouts.last_words);
+    .with_last_words(timeouts.last_words);
     if !ended {
-        send_body(&mut pump, &context).await;
+        send_body(&mut pump, &context, &front.stats).await;
         if pump.has_overtaken() {
             front.stats.last_words.increment();
         }
@@ -262,16 +266,17 @@ async fn linger(mut pump: Pump, unread: Unread, ping: &RefCell<PingPong>) {
     keepalive::ping(&mut ping.borrow_mut());
 }
 
-async fn send_body(pump: &mut Pump, context: &StreamContext) {
+async fn send_body(pump: &mut Pump, context: &StreamContext, stats: &ListenerStats) {
     match std::future::poll_fn(|cx| pump.poll(cx)).await {
         Ok(()) => {}
         Err(Stop::Sink(code)) => context.set_cancel_code(code.unwrap_or(Reason::CANCEL)),
         Err(Stop::Source(error)) => pump.reset(error.reset_code()),
         // The client does not read; nothing else could still be told to it.
         Err(Stop::Stalled(limit)) => {
+            stats.stalls.increment();
             tracing::debug!(
                 ?limit,
-                "stream ended: the client took no bytes for timeouts.stall"
+                "stream ended: the client took too few bytes for timeouts.stall (stall_min_progress)"
             );
             pump.reset(Reason::CANCEL);
         }

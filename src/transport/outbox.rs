@@ -12,6 +12,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
+use thalweg_filters::{StreamContext, stream::Booking};
 
 use super::{lent::Lent, wire::Wire};
 
@@ -25,9 +26,12 @@ const KEEP: usize = 4 * 1024;
 /// Pieces in one write.
 const MOST_SLICES: usize = 64;
 
-/// Bytes on their way into an HTTP/2 stream.
+/// Bytes on their way into an HTTP/2 stream, booked until the codec has written them.
 #[derive(Debug, Default)]
-pub(crate) struct Payload(Bytes);
+pub(crate) struct Payload {
+    bytes: Bytes,
+    _booked: Booking,
+}
 
 thread_local! {
     /// The payload that a codec has looked at last: the one that it is about to write.
@@ -52,26 +56,31 @@ enum Piece {
 
 // === impl Payload ===
 
-impl From<Bytes> for Payload {
-    fn from(bytes: Bytes) -> Self {
-        Self(bytes)
+impl Payload {
+    /// Bytes that `stream` holds, if it is known whose they are.
+    pub(crate) fn new(bytes: Bytes, stream: Option<&StreamContext>) -> Self {
+        let booked = stream.map(|stream| stream.book(bytes.len()));
+        Self {
+            bytes,
+            _booked: booked.unwrap_or_default(),
+        }
     }
 }
 
 impl Buf for Payload {
     fn remaining(&self) -> usize {
-        self.0.len()
+        self.bytes.len()
     }
 
     fn chunk(&self) -> &[u8] {
-        if self.0.len() >= KEEP {
-            SHOWN.with_borrow_mut(|shown| shown.clone_from(&self.0));
+        if self.bytes.len() >= KEEP {
+            SHOWN.with_borrow_mut(|shown| shown.clone_from(&self.bytes));
         }
-        &self.0
+        &self.bytes
     }
 
     fn advance(&mut self, count: usize) {
-        self.0.advance(count);
+        self.bytes.advance(count);
     }
 }
 

@@ -12,6 +12,7 @@
 //! | `endings` | how streams end when somebody does not keep to the plan |
 //! | `errors` | what clients are told of errors, and how soon |
 //! | `health` | who is asked for its health, and who finds out about that of others |
+//! | `held` | what all streams together make the proxy hold, and what it does when that is too much |
 //! | `http` | plain HTTP, over every pair of protocols |
 //! | `invoke` | what `thalweg invoke` and `thalweg bindings` promise to those who type them |
 //! | `judged` | that a client's own word decides neither whether it is judged nor what becomes of others |
@@ -48,6 +49,7 @@ mod drain;
 mod endings;
 mod errors;
 mod health;
+mod held;
 mod http;
 mod invoke;
 mod judged;

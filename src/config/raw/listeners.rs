@@ -120,9 +120,16 @@ pub(in crate::config) struct ListenerTimeouts {
     #[schemars(extend("minimum" = 1))]
     pub(in crate::config) first_headers: Option<Duration>,
 
-    /// How long a connection may have bytes to send of which the client takes none; `0s` is for
-    /// ever. Default `60s`: a network that hiccups recovers sooner, a dead client never does.
+    /// How long a stream or a connection may have bytes to send of which the client takes too few;
+    /// `0s` is for ever. Default `60s`: a network that hiccups recovers sooner, a dead client never
+    /// does.
     pub(in crate::config) stall: Option<Duration>,
+
+    /// How many bytes a client must take within `stall` while any wait; fewer are a stall too, unless
+    /// no more waited. Default `1KiB`, 17 bytes a second: one that is slow may be slow, and one
+    /// that takes a byte now and then only holds on to memory.
+    #[schemars(range(min = 1))]
+    pub(in crate::config) stall_min_progress: Option<Size>,
 
     /// How long the status of a stream that has failed waits behind bytes of which the client takes
     /// none; then those are dropped and it goes before them. `0s` waits for as long as `stall`. Default

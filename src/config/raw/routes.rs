@@ -164,8 +164,8 @@ pub(in crate::config) struct RouteTimeouts {
     /// Default `60s`. A stream on which nobody speaks is not stalled and may last for ever.
     pub(in crate::config) stall: Option<Duration>,
 
-    /// How many bytes the upstream must take within `stall` while any wait; fewer are a stall too.
-    /// Default `1`: one that is slow is not ill.
+    /// How many bytes the upstream must take within `stall` while any wait; fewer are a stall too,
+    /// unless no more waited. Default `1KiB`, 17 bytes a second: one that is slow is not ill.
     #[schemars(range(min = 1))]
     pub(in crate::config) stall_min_progress: Option<Size>,
 
