@@ -61,7 +61,7 @@ use tower::{Layer, Service};
 use crate::{
     Body, Chunk, Error, Side, StreamContext,
     gzip::{InflateError, inflate},
-    stream::{Protocol, not_grpc},
+    stream::{Booking, Protocol, not_grpc},
     units::{Duration, Size, Unit},
 };
 
@@ -129,8 +129,9 @@ struct Rules {
 struct Opening {
     frames: FrameInspector,
     head: Option<Head>,
-    /// What came first and has been paid back.
+    /// What came first and has been paid back, and is booked instead.
     waited: BytesMut,
+    booked: Booking,
     /// None of them is empty.
     chunks: VecDeque<Chunk>,
 }
@@ -138,6 +139,7 @@ struct Opening {
 /// The chunks that were held, and then the rest of the body.
 struct Rejoined {
     chunks: VecDeque<Chunk>,
+    booked: Booking,
     rest: Body,
 }
 
@@ -257,8 +259,10 @@ impl Rules {
         deadline: Instant,
     ) -> Result<Request<Body>, Error> {
         let (mut parts, mut body) = request.into_parts();
+        let stream = parts.extensions.get::<StreamContext>();
+        let booked = stream.map_or_else(Booking::default, |stream| stream.book(0));
         // It polls the body first and the clock second.
-        let waited = timeout_at(deadline, self.first_message(&mut body, deadline)).await;
+        let waited = timeout_at(deadline, self.first_message(&mut body, booked, deadline)).await;
         let (mut opening, head) = waited.unwrap_or_else(|_| Err(self.late()))?;
 
         if self.hand_over || self.config.reads() {
@@ -275,6 +279,7 @@ impl Rules {
 
         let body = Body::new(Rejoined {
             chunks: mem::take(opening.chunks()),
+            booked: opening.booked,
             rest: body,
         });
         Ok(Request::from_parts(parts, body))
@@ -283,9 +288,13 @@ impl Rules {
     async fn first_message(
         &self,
         body: &mut Body,
+        booked: Booking,
         deadline: Instant,
     ) -> Result<(Opening, Head), Error> {
-        let mut opening = Opening::default();
+        let mut opening = Opening {
+            booked,
+            ..Opening::default()
+        };
         loop {
             let frame = poll_fn(|cx| {
                 let frame = Pin::new(&mut *body).poll_frame(cx);
@@ -393,8 +402,12 @@ impl Opening {
         }
     }
 
-    /// Copies what is held, and returns its credit.
+    /// Copies what is held, and returns its credit; unless the process holds so much that nobody may send more than he has.
     fn pay_back(&mut self) {
+        let held = self.chunks.iter().map(Chunk::len).sum();
+        if held == 0 || !self.booked.try_grow(held) {
+            return;
+        }
         for chunk in mem::take(&mut self.chunks) {
             self.waited.extend_from_slice(chunk.as_slice());
         }
@@ -463,6 +476,7 @@ impl http_body::Body for Rejoined {
         if self.chunks.is_empty() {
             // The stream may last long, and the list was only for its beginning.
             self.chunks = VecDeque::new();
+            self.booked = Booking::default();
         }
         Poll::Ready(Some(Ok(Frame::data(chunk))))
     }
