@@ -173,6 +173,8 @@ pub(crate) struct BindingStats {
     pub(crate) ping_failures: Count,
     pub(crate) retries: Count,
     pub(crate) handshake_timeouts: Count,
+    /// Streams of which no more was kept for another attempt.
+    pub(crate) replay_overflows: Count,
     pub(crate) buffered: Count,
     pub(crate) buffer_overflows: Count,
     pub(crate) aborted_uploads: Count,
@@ -662,7 +664,7 @@ const CLUSTER: [Reading<ClusterStats>; 24] = [
     ),
 ];
 
-const BINDING: [Reading<BindingStats>; 9] = [
+const BINDING: [Reading<BindingStats>; 10] = [
     (
         "component_ready",
         "Whether the component can be used",
@@ -692,6 +694,12 @@ const BINDING: [Reading<BindingStats>; 9] = [
         "Handshakes that took longer than resiliency.timeout",
         MetricType::Counter,
         |stats| &stats.handshake_timeouts,
+    ),
+    (
+        "replay_overflows",
+        "Streams of which no more was kept for another attempt (replay_bytes, buffer.max_bytes, max_held)",
+        MetricType::Counter,
+        |stats| &stats.replay_overflows,
     ),
     (
         "buffered",

@@ -1,7 +1,8 @@
 //! Far sides that cannot stream: a request is collected, up to `buffer.max_bytes`, and its answer handed out in pieces.
 //!
 //! Collected bytes have been taken in, so their credit returns at once; the bound is what holds the client back. Nothing is sent
-//! before the request is whole, so one that is too large has no effect.
+//! before the request is whole, so one that is too large has no effect. All that is collected is booked as the stream's, for as long as
+//! it is there, and is refused where the process holds too much already.
 
 use std::{
     future::poll_fn,
@@ -10,10 +11,12 @@ use std::{
     task::{Context, Poll},
 };
 
-use ::http::{HeaderMap, Request, Response};
+use ::http::{HeaderMap, Request, Response, request::Parts};
 use bytes::{BufMut, Bytes, BytesMut};
 use http_body::{Body as _, Frame};
-use thalweg_filters::{Body, Chunk, Error, Side, ending::grpc_status};
+use thalweg_filters::{
+    Body, Chunk, Error, Side, StreamContext, ending::grpc_status, stream::Booking,
+};
 use thalweg_proto::{
     bindings::{Form, InitialResponse, Message, framed_initial, writer::Writer},
     status::Code,
@@ -38,8 +41,8 @@ const PIECE: usize = 32 * 1024;
 // === impl Buffer ===
 
 impl Buffer {
-    /// The payload of a request, whole.
-    pub(super) async fn collect(&self, body: Body) -> Result<Bytes, Error> {
+    /// The payload of a request, whole, in `booked`.
+    pub(super) async fn collect(&self, body: Body, booked: &mut Booking) -> Result<Bytes, Error> {
         self.stats.buffered.increment();
         let plan = Plan {
             from: Form::Runtime,
@@ -53,6 +56,7 @@ impl Buffer {
                 self.stats.buffer_overflows.increment();
                 return Err(too_large(&self.label, "request", self.most, Side::Client));
             }
+            grow(booked, chunk.len(), &self.label)?;
             whole.put(chunk);
         }
         Ok(whole.freeze())
@@ -68,10 +72,14 @@ impl Buffer {
         into: impl FnOnce(A) -> (InitialResponse, Bytes),
     ) -> Result<Response<Body>, Error> {
         let label = &self.label;
+        let mut booked = request
+            .extensions()
+            .get()
+            .map_or_else(Booking::default, book);
         let answer = grpc_answer(label, forward::send(cluster, request, timeouts).await?)?;
         let (parts, mut body) = answer.into_parts();
         let in_head = grpc_status(&parts.headers).map(|_| parts.headers);
-        let (whole, trailers) = self.read(&mut body).await?;
+        let (whole, trailers) = self.read(&mut body, &mut booked).await?;
         let status = trailers.or(in_head).ok_or_else(|| no_status(label))?;
         match grpc_status(&status) {
             None => return Err(no_status(label)),
@@ -94,10 +102,14 @@ impl Buffer {
         let answer = A::decode(whole.slice(5..))
             .map_err(|error| malformed(format!("the answer cannot be read: {error}")))?;
         let (initial, data) = into(answer);
-        Ok(answered(&initial, data))
+        Ok(answered_in(booked, &initial, data))
     }
 
-    async fn read(&self, body: &mut Body) -> Result<(Bytes, Option<HeaderMap>), Error> {
+    async fn read(
+        &self,
+        body: &mut Body,
+        booked: &mut Booking,
+    ) -> Result<(Bytes, Option<HeaderMap>), Error> {
         // The head of the message, and what stands beside the payload in it.
         let most = self.most + 64 * 1024;
         let mut whole = BytesMut::new();
@@ -107,7 +119,10 @@ impl Buffer {
                     self.stats.buffer_overflows.increment();
                     return Err(too_large(&self.label, "answer", self.most, Side::Upstream));
                 }
-                Ok(chunk) => whole.put(chunk),
+                Ok(chunk) => {
+                    grow(booked, chunk.len(), &self.label)?;
+                    whole.put(chunk);
+                }
                 Err(frame) => return Ok((whole.freeze(), frame.into_trailers().ok())),
             }
         }
@@ -117,7 +132,12 @@ impl Buffer {
 
 /// An answer that is there as a whole, in the one form.
 pub(super) fn answered(initial: &InitialResponse, data: Bytes) -> Response<Body> {
+    answered_in(Booking::default(), initial, data)
+}
+
+fn answered_in(booked: Booking, initial: &InitialResponse, data: Bytes) -> Response<Body> {
     response(Body::new(Pieces {
+        _booked: booked,
         initial: Some(framed_initial(initial)),
         data,
         writer: Writer::new(Form::Runtime, 0),
@@ -139,6 +159,29 @@ pub(super) async fn next(body: &mut Body) -> Result<Option<Chunk>, Error> {
     }
 }
 
+/// Where bytes are booked that are kept of a stream.
+pub(super) fn booking(parts: &Parts) -> Booking {
+    parts.extensions.get().map_or_else(Booking::default, book)
+}
+
+fn book(stream: &StreamContext) -> Booking {
+    stream.book(0)
+}
+
+/// Books more of what has to be kept whole, or refuses it.
+pub(super) fn grow(booked: &mut Booking, bytes: usize, label: &str) -> Result<(), Error> {
+    if booked.try_grow(bytes) {
+        return Ok(());
+    }
+    let message = format!(
+        "{label}: this must be kept, and streams hold so much by now that no more is (max_held)"
+    );
+    Err(
+        Error::new(Code::ResourceExhausted, "memory_full", Side::Proxy, message)
+            .with_http_status(503),
+    )
+}
+
 /// Refuses what exceeds `buffer.max_bytes`.
 pub(super) fn too_large(label: &str, what: &str, most: usize, side: Side) -> Error {
     Error::new(
@@ -154,6 +197,7 @@ pub(super) fn too_large(label: &str, what: &str, most: usize, side: Side) -> Err
 
 /// A collected answer, handed out piece by piece.
 struct Pieces {
+    _booked: Booking,
     initial: Option<Bytes>,
     data: Bytes,
     writer: Writer,

@@ -23,7 +23,7 @@ use thalweg_proto::{
 
 use super::{
     Invocation,
-    buffered::Buffer,
+    buffered::{Buffer, booking},
     grpc_answer, grpc_request,
     translate::{Plan, Sender, Translate},
 };
@@ -145,7 +145,9 @@ impl Component {
         request: Request<Body>,
     ) -> Result<Response<Body>, Error> {
         let (parts, body) = request.into_parts();
-        let data = self.buffer.collect(body).await?;
+        // Until the answer is there: it is sent for as long.
+        let mut booked = booking(&parts);
+        let data = self.buffer.collect(body, &mut booked).await?;
         let message = framed(&InvokeRequest {
             data,
             metadata: invocation.metadata.clone(),

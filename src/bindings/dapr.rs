@@ -14,8 +14,10 @@ use thalweg_proto::{
 use tokio::time::Instant;
 
 use super::{
-    Invocation, buffered::Buffer, component::control::Streams, grpc_answer, grpc_request,
-    pass_token,
+    Invocation,
+    buffered::{Buffer, booking},
+    component::control::Streams,
+    grpc_answer, grpc_request, pass_token,
 };
 use crate::{config, forward, upstream::Cluster};
 
@@ -91,7 +93,9 @@ impl Dapr {
         request: Request<Body>,
     ) -> Result<Response<Body>, Error> {
         let (parts, body) = request.into_parts();
-        let data = self.buffer.collect(body).await?;
+        // Until the answer is there: it is sent for as long.
+        let mut booked = booking(&parts);
+        let data = self.buffer.collect(body, &mut booked).await?;
         let message = framed(&InvokeBindingRequest {
             name: invocation.name.clone(),
             data,

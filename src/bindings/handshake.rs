@@ -31,7 +31,8 @@ use thalweg_proto::status::{Code, decode_message};
 use tokio::time::{sleep, timeout};
 
 use super::{
-    Invocation, Target, component::control::Streams, dapr::NOT_KNOWN_TO_DAPR, replay::Replay,
+    Invocation, Target, buffered, component::control::Streams, dapr::NOT_KNOWN_TO_DAPR,
+    replay::Replay,
 };
 use crate::{
     config, retry,
@@ -118,7 +119,8 @@ impl Handshake {
             Some(_) => Whole::watch(body),
             None => (body, Whole::default()),
         };
-        let replay = Replay::new(body, kept);
+        let booked = buffered::booking(&parts);
+        let replay = Replay::new(body, kept, booked, &self.stats);
         let mut retries = 0;
         loop {
             let permit = match &self.breaker {

@@ -21,7 +21,7 @@ use ::http::{HeaderValue, Request, Response, header};
 use bytes::Bytes;
 use object_store::{GetOptions, GetResult, path::Path};
 use serde::Serialize;
-use thalweg_filters::{Body, Error, Side};
+use thalweg_filters::{Body, Error, Side, stream::Booking};
 use thalweg_proto::{
     bindings::{Form, InitialResponse, framed_initial},
     status::Code,
@@ -29,7 +29,7 @@ use thalweg_proto::{
 
 use super::{
     Invocation, bad_request,
-    buffered::answered,
+    buffered::{answered, booking},
     response,
     translate::{Plan, Sender, Translate},
 };
@@ -109,9 +109,10 @@ impl ObjectStore {
             to: Form::Raw,
             sender: Sender::Client,
         };
-        let payload = Translate::new(request.into_body(), plan, 0, None).without_initial();
+        let (parts, body) = request.into_parts();
+        let payload = Translate::new(body, plan, 0, None).without_initial();
         match &*invocation.operation {
-            "create" => self.create(&wanted, payload).await,
+            "create" => self.create(&wanted, payload, booking(&parts)).await,
             "get" => self.get(&wanted).await,
             "head" => self.head(&wanted).await,
             "delete" => self.delete(&wanted).await,
@@ -133,6 +134,7 @@ impl ObjectStore {
         &self,
         wanted: &Wanted<'_>,
         payload: Translate,
+        booked: Booking,
     ) -> Result<Response<Body>, Error> {
         let key = match wanted.key()? {
             Some(key) => key,
@@ -144,7 +146,7 @@ impl ObjectStore {
         };
         let checksum = wanted.checksum()?;
         let stored = self
-            .upload(&key, &writing, checksum, Source::new(payload))
+            .upload(&key, &writing, checksum, Source::new(payload), booked)
             .await?;
         let created = Created {
             key: key.to_string(),

@@ -4,23 +4,25 @@
 //! a bound to it: what was read is kept up to there, and beyond it the request is spent.
 //!
 //! **How.** All attempts read from one [`Replay`]. What an attempt reads is copied, and goes on with its credit, which the sender gets
-//! back as bytes are handed on: kept bytes hold no buffer but their own, however they were cut into frames. Once the stream
-//! stands, [`Replay::settle`] lets go of them.
+//! back as bytes are handed on: kept bytes hold no buffer but their own, however they were cut into frames. They are booked as
+//! the stream's, and where the process holds too much already, no more is kept; then the stream goes on and cannot be sent
+//! again. Once it stands, [`Replay::settle`] lets go of them.
 
 use std::{
     cell::RefCell,
     collections::VecDeque,
     pin::Pin,
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
-use thalweg_filters::{Body, Chunk, Error, Side};
+use thalweg_filters::{Body, Chunk, Error, Side, stream::Booking};
 use thalweg_proto::status::Code;
 
-use crate::{pieces::Pieces, stage::Stage};
+use crate::{pieces::Pieces, stage::Stage, telemetry::BindingStats};
 
 /// The request of all attempts.
 #[derive(Clone)]
@@ -31,6 +33,8 @@ struct Source {
     /// Read by an attempt, and there for the next one.
     kept: Pieces,
     limit: usize,
+    booked: Booking,
+    stats: Arc<BindingStats>,
     /// The number of the present attempt.
     attempt: u64,
     /// What the present attempt has to read again first.
@@ -53,13 +57,20 @@ struct Reader {
 // === impl Replay ===
 
 impl Replay {
-    /// Keeps up to `limit` bytes.
-    pub(super) fn new(body: Body, limit: usize) -> Self {
+    /// Keeps up to `limit` bytes, in `booked`.
+    pub(super) fn new(
+        body: Body,
+        limit: usize,
+        booked: Booking,
+        stats: &Arc<BindingStats>,
+    ) -> Self {
         Self(Rc::new(RefCell::new(Source {
             ended: body.is_end_stream(),
             body,
             kept: Pieces::default(),
             limit,
+            booked,
+            stats: Arc::clone(stats),
             attempt: 0,
             again: VecDeque::new(),
             ahead: Stage::default(),
@@ -91,7 +102,7 @@ impl Replay {
     pub(super) fn settle(&self) {
         let mut source = self.0.borrow_mut();
         source.settled = true;
-        source.kept = Pieces::default();
+        source.let_go();
     }
 
     /// Reads on while nobody else does; the client's window bounds what comes. Never ready but for an error.
@@ -135,12 +146,20 @@ impl Source {
     fn keep(&mut self, chunk: &Chunk) {
         if self.settled || self.spent {
             self.spent = true;
-        } else if self.kept.len() + chunk.len() > self.limit {
-            self.spent = true;
-            self.kept = Pieces::default();
-        } else {
+        } else if self.kept.len() + chunk.len() <= self.limit && self.booked.try_grow(chunk.len()) {
             self.kept.push(chunk.as_slice());
+        } else {
+            self.spent = true;
+            self.let_go();
+            if self.limit > 0 {
+                self.stats.replay_overflows.increment();
+            }
         }
+    }
+
+    fn let_go(&mut self) {
+        self.kept = Pieces::default();
+        self.booked = Booking::default();
     }
 }
 
@@ -195,8 +214,13 @@ impl http_body::Body for Reader {
 
 #[cfg(test)]
 mod tests {
-    use thalweg_filters::body::Ledger;
-    use tokio::sync::mpsc;
+    use thalweg_filters::{
+        StreamContext,
+        body::Ledger,
+        held::{Share, Total},
+        stream::Protocol,
+    };
+    use tokio::{sync::mpsc, time::Instant};
 
     use super::*;
 
@@ -221,6 +245,10 @@ mod tests {
         (sender, Body::new(Told(receiver)))
     }
 
+    fn replay(body: Body, limit: usize) -> Replay {
+        Replay::new(body, limit, Booking::default(), &Arc::default())
+    }
+
     fn say(sender: &mpsc::UnboundedSender<Chunk>, text: &'static [u8]) {
         sender.send(Chunk::from(Bytes::from_static(text))).unwrap();
     }
@@ -239,7 +267,7 @@ mod tests {
     #[test]
     fn each_attempt_reads_from_the_beginning() {
         let (sender, body) = told();
-        let replay = Replay::new(body, 10);
+        let replay = replay(body, 10);
         say(&sender, b"abc");
 
         assert_eq!(read(&mut replay.body()), b"abc");
@@ -256,7 +284,7 @@ mod tests {
     #[test]
     fn request_is_spent_one_byte_past_the_limit() {
         let (sender, body) = told();
-        let replay = Replay::new(body, 6);
+        let replay = replay(body, 6);
         let mut first = replay.body();
 
         say(&sender, b"abcdef");
@@ -272,7 +300,7 @@ mod tests {
     #[test]
     fn nothing_is_kept_once_the_stream_stands() {
         let (sender, body) = told();
-        let replay = Replay::new(body, 10);
+        let replay = replay(body, 10);
         let mut only = replay.body();
         say(&sender, b"abc");
         assert_eq!(read(&mut only), b"abc");
@@ -287,7 +315,7 @@ mod tests {
     #[test]
     fn attempt_that_has_not_read_all_again_reads_it_though_the_stream_stands() {
         let (sender, body) = told();
-        let replay = Replay::new(body, 10);
+        let replay = replay(body, 10);
         say(&sender, b"abc");
         assert_eq!(read(&mut replay.body()), b"abc");
 
@@ -301,7 +329,7 @@ mod tests {
     fn credit_returns_though_bytes_are_kept() {
         let (sender, body) = told();
         let ledger = Ledger::window(10);
-        let replay = Replay::new(body, 10);
+        let replay = replay(body, 10);
         sender
             .send(ledger.take(Bytes::from_static(b"abc")))
             .unwrap();
@@ -316,7 +344,7 @@ mod tests {
     fn what_comes_between_attempts_waits_with_its_credit() {
         let (sender, body) = told();
         let ledger = Ledger::window(10);
-        let replay = Replay::new(body, 10);
+        let replay = replay(body, 10);
         sender
             .send(ledger.take(Bytes::from_static(b"abc")))
             .unwrap();
@@ -333,7 +361,7 @@ mod tests {
     #[test]
     fn what_is_kept_or_read_ahead_holds_no_read_buffer() {
         let (sender, body) = told();
-        let replay = Replay::new(body, 1 << 20);
+        let replay = replay(body, 1 << 20);
         let buffers = [0; 8].map(|_| Bytes::from(vec![9; 64 * 1024]));
         let (kept, ahead) = buffers.split_at(4);
 
@@ -355,7 +383,7 @@ mod tests {
     #[test]
     fn attempt_that_is_over_takes_nothing_from_the_next() {
         let (sender, body) = told();
-        let replay = Replay::new(body, 10);
+        let replay = replay(body, 10);
         let mut first = replay.body();
         let mut second = replay.body();
         say(&sender, b"abc");
@@ -366,5 +394,28 @@ mod tests {
         assert!(matches!(late, Poll::Ready(Some(Err(_)))));
         assert!(!first.is_end_stream());
         assert_eq!(read(&mut second), b"abc");
+    }
+
+    #[test]
+    fn what_is_kept_is_booked_and_is_not_kept_where_too_much_is_held() {
+        let total = Total::new(1 << 20);
+        let share = Some(Share::new(Arc::clone(&total)));
+        let stream = StreamContext::held_in(share, Protocol::Grpc, Instant::now(), None);
+        let stats = Arc::<BindingStats>::default();
+        let (sender, body) = told();
+        let replay = Replay::new(body, 10, stream.book(0), &stats);
+        let mut only = replay.body();
+
+        say(&sender, b"abc");
+        assert_eq!(read(&mut only), b"abc");
+        assert_eq!(stream.held(), 3);
+
+        let others = stream.book(1 << 20);
+        say(&sender, b"def");
+        assert_eq!(read(&mut only), b"def");
+        drop(others);
+
+        assert!(!replay.is_intact());
+        assert_eq!((stream.held(), stats.replay_overflows.get()), (0, 1));
     }
 }

@@ -20,12 +20,12 @@ use std::{
 use aws_lc_rs::digest;
 use http_body::Body as _;
 use object_store::{MultipartUpload, PutMode, PutPayload, PutResult, path::Path};
-use thalweg_filters::{Chunk, Error, Side};
+use thalweg_filters::{Chunk, Error, Side, stream::Booking};
 use thalweg_proto::status::Code;
 use tokio::{sync::oneshot, task::JoinSet, time::timeout};
 
 use super::{
-    super::translate::Translate,
+    super::{buffered, translate::Translate},
     ObjectStore,
     store::Writing,
     wanted::{Checksum, hex},
@@ -68,16 +68,23 @@ impl ObjectStore {
         writing: &Writing,
         checksum: Checksum,
         mut source: Source,
+        mut booked: Booking,
     ) -> Result<Stored, Error> {
         let failed = |error| self.failed(key, error);
         let (mut part, mut upload) = (Pieces::default(), None);
-        let (mut size, mut parts) = (0, 0);
+        let (mut size, mut parts, mut room) = (0, 0, 0);
         let mut sum =
             (checksum != Checksum::Unwanted).then(|| digest::Context::new(&digest::SHA256));
         while let Some(chunk) = source.next(self.part_size - part.len()).await? {
             size += chunk.len() as u64;
             if let Some(sum) = &mut sum {
                 sum.update(chunk.as_slice());
+            }
+            // The part before has made room for as much as it had.
+            let len = part.len() + chunk.len();
+            if len > room {
+                buffered::grow(&mut booked, len - room, &self.label)?;
+                room = len;
             }
             // The credit returns here.
             part.push(chunk.as_slice());

@@ -12,6 +12,7 @@ use crate::support::{
     binding::{STREAM, Told, UNARY, initial_response, metadata, payload, proxy},
     client::Client,
     component::{Component, INVOKE, INVOKE_STREAM, Traits, ready, refuse, reply},
+    framed,
     proxy::TestProxy,
     upstream::{Call, Upstream, nobody},
 };
@@ -416,4 +417,55 @@ async fn runtime_that_is_exchanged_for_a_stock_daprd_is_found_out_by_the_next_st
         answer_invoke_binding(upstream.call().await).await
     });
     assert_eq!(third.payload(), "third");
+}
+
+// === what all streams hold ===
+
+async fn tight(component: &Component) -> (TestProxy, Client) {
+    let proxy = TestProxy::start(&format!(
+        "max_held: 1MiB\n\
+         listeners: [{{name: it, address: \"127.0.0.1:0\"}}]\n\
+         bindings: {{it: {{component: {{address: \"{}\"}}}}}}\n",
+        component.address
+    ))
+    .await;
+    ready(&proxy, "it").await;
+    let client = Client::connect(&proxy).await;
+    (proxy, client)
+}
+
+#[tokio::test]
+async fn stream_goes_on_though_there_is_no_room_to_keep_it() {
+    let mut component = Traits::streaming().no_reflection().start().await;
+    let (proxy, client) = tight(&component).await;
+    let data = vec![7; 2 << 20];
+    let whole = [&data[..]];
+
+    let (answer, count) = tokio::join!(client.stream("it", &whole), async {
+        let (mut call, mut outgoing) = component.stream().await;
+        let count = call.incoming.data(1).await.len();
+        outgoing.trailers(&[("grpc-status", "0")]);
+        count
+    });
+
+    assert_eq!((answer.code(), count), (Code::Ok, data.len()));
+    let overflows = "thalweg_binding_replay_overflows_total{binding=\"it\"}";
+    assert_eq!(proxy.metric(overflows).await, 1);
+}
+
+#[tokio::test]
+async fn what_must_be_kept_whole_is_refused_where_there_is_no_room() {
+    let component = Traits::unary().start().await;
+    let (_proxy, client) = tight(&component).await;
+    let data = vec![7; 2 << 20];
+
+    let mut call = client.invoke("it", &[]).await;
+    // Nobody wants all of it.
+    let _ = call.outgoing.try_data(framed(&payload(0, &data))).await;
+    let refused = call.answer().await;
+
+    assert_eq!(
+        (refused.code(), refused.reason()),
+        (Code::ResourceExhausted, Some("memory_full"))
+    );
 }
