@@ -229,11 +229,12 @@ async fn stream_that_its_client_does_not_read_ends_alone() {
     assert_eq!(client.unary(ECHO, b"others").await.code(), Code::Ok);
 }
 
-/// A byte at a time is slow, and it is not stalled: no default may end it. Who wants to bound it sets a deadline.
+/// A byte at a time is slow, and it is not stalled where that is progress enough.
 #[tokio::test]
 async fn stream_whose_client_takes_a_byte_at_a_time_goes_on() {
     let mut backend = Backend::start(&upstream::builder(), framed(&[7; 64 * KIB])).await;
-    let yaml = Yaml::to(&backend.upstream).listener("timeouts: {stall: 50ms}");
+    let stall = "timeouts: {stall: 50ms, stall_min_progress: 1}";
+    let yaml = Yaml::to(&backend.upstream).listener(stall);
     let proxy = yaml.start().await;
     let mut peer = raw::Peer::client(&proxy.address, &[(raw::INITIAL_WINDOW_SIZE, 0)]).await;
     peer.write(&open(1, FLOOD, true)).await;
