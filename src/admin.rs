@@ -12,10 +12,17 @@
 //! | `/bindings` | the bindings that it serves now, and what they can do, as JSON |
 //! | `POST /drain` | 202; the proxy stops as after SIGTERM |
 //!
-//! With a token in the configuration, all but the two probes want it as `Authorization: Bearer TOKEN`.
+//! With a token in the configuration, all but the two probes want it as `Authorization: Bearer TOKEN`. Without one, they want a
+//! [`host`] that no web page can have.
 
 use std::{
-    convert::Infallible, future::pending, io, net::SocketAddr, pin::pin, sync::Arc, thread,
+    convert::Infallible,
+    future::pending,
+    io,
+    net::{IpAddr, SocketAddr},
+    pin::pin,
+    sync::Arc,
+    thread,
     time::Duration,
 };
 
@@ -43,6 +50,8 @@ use crate::{
     worker::AcceptedSocket,
 };
 
+mod host;
+
 /// More than an operator and his scrapers need.
 const MAX_CONNECTIONS: usize = 256;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -55,6 +64,8 @@ struct Endpoints {
     config: watch::Receiver<Arc<Config>>,
     shared: Shared,
     reloads: Requests,
+    /// The address that it listens on.
+    bound: IpAddr,
     token: Option<String>,
     phases: watch::Sender<Phase>,
 }
@@ -79,6 +90,7 @@ pub(crate) fn start(
         config,
         shared: shared.clone(),
         reloads,
+        bound: address.ip(),
         token: settings.token.clone(),
         phases,
     };
@@ -153,6 +165,16 @@ impl Endpoints {
             let hint =
                 "this address wants the header `Authorization: Bearer TOKEN` (admin.token)\n";
             return answer(StatusCode::UNAUTHORIZED, TEXT, hint);
+        }
+        if !probe
+            && self.token.is_none()
+            && let Some(host) = host::foreign(request, self.bound)
+        {
+            let hint = format!(
+                "this address answers for itself alone, and the request is for `{host}`: a web page could read it under that name. \
+                 Ask for localhost, or set admin.token\n"
+            );
+            return answer(StatusCode::FORBIDDEN, TEXT, hint);
         }
         match path {
             "/drain" => return self.drain(request),

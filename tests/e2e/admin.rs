@@ -145,6 +145,53 @@ async fn token_is_wanted_for_all_but_the_probes() {
     }
 }
 
+/// A page whose own name leads to 127.0.0.1 is, to the browser, the page's own server.
+#[tokio::test]
+async fn without_a_token_no_web_page_can_read_it_under_its_own_name() {
+    let proxy = Yaml::to(nobody().await).start().await;
+    let operator = proxy.operator();
+    let ask = async |target: &str, fields: &str| {
+        let head = format!("GET {target} HTTP/1.1\r\nconnection: close\r\n{fields}\r\n");
+        operator.say(&head).await
+    };
+
+    for fields in [
+        "host: evil.test\r\n",
+        "host: evil.test:9901\r\n",
+        "host: localhost\r\nhost: evil.test\r\n",
+        "host: evil.test\r\nx-forwarded-host: localhost\r\nforwarded: host=localhost\r\n",
+        "host: evil.test\r\nauthorization: Bearer sesame-open\r\n",
+    ] {
+        for path in ["/config", "/metrics", "/routes", "/clusters", "/nowhere"] {
+            let reply = ask(path, fields).await;
+            assert_eq!(reply.status, 403, "{path} {fields}");
+            assert!(reply.body.contains("admin.token"), "{}", reply.body);
+        }
+    }
+    let by_target = ask("http://evil.test/config", "host: localhost\r\n").await;
+    assert_eq!(by_target.status, 403);
+    let order = "POST /drain HTTP/1.1\r\nhost: evil.test\r\nconnection: close\r\n\r\n";
+    assert_eq!(operator.say(order).await.status, 403);
+
+    for host in ["localhost:9901", "127.0.0.1", "[::1]:1"] {
+        assert_eq!(
+            ask("/config", &format!("host: {host}\r\n")).await.status,
+            200
+        );
+    }
+    // No browser leaves it out.
+    assert_eq!(ask("/config", "").await.status, 200);
+    assert_eq!(ask("/readyz", "host: evil.test\r\n").await.status, 200);
+}
+
+#[tokio::test]
+async fn with_a_token_it_has_any_name() {
+    let proxy = with_token().await;
+    let head = "GET /config HTTP/1.1\r\nhost: proxy.example.test\r\nauthorization: Bearer sesame-open\r\nconnection: close\r\n\r\n";
+
+    assert_eq!(proxy.operator().say(head).await.status, 200);
+}
+
 #[tokio::test]
 async fn bindings_are_told_with_what_they_can_do_and_without_their_secrets() {
     let folder = Folder::empty();

@@ -31,11 +31,16 @@ impl Operator {
 
     /// `fields` are whole lines, each with its end.
     pub(crate) async fn ask(self, method: &str, path: &str, fields: &str) -> Reply {
+        self.say(&format!(
+            "{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\nconnection: close\r\n{fields}\r\n"
+        ))
+        .await
+    }
+
+    /// The answer to a head of which every byte is the test's own, and which ends the connection.
+    pub(crate) async fn say(self, request: &str) -> Reply {
         within("the admin endpoint answers", async {
             let mut socket = TcpStream::connect(self.0).await.unwrap();
-            let request = format!(
-                "{method} {path} HTTP/1.1\r\nhost: admin\r\ncontent-length: 0\r\nconnection: close\r\n{fields}\r\n"
-            );
             socket.write_all(request.as_bytes()).await.unwrap();
             let mut answer = String::new();
             socket.read_to_string(&mut answer).await.unwrap();

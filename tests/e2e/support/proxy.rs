@@ -190,7 +190,7 @@ impl TestProxy {
         within("the admin endpoint answers", async {
             let mut socket = TcpStream::connect(self.admin).await.unwrap();
             let request =
-                format!("GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n");
+                format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
             socket.write_all(request.as_bytes()).await.unwrap();
             let mut answer = String::new();
             socket.read_to_string(&mut answer).await.unwrap();
