@@ -19,6 +19,7 @@
 //! | [`health`] | the messages of gRPC's health checks |
 //! | [`proxy`] | the header of the PROXY protocol |
 //! | [`path`] | whether every server reads a path the same way |
+//! | [`header`] | which names of headers are one to some servers |
 //! | [`method`] | `/package.Service/Method`, and which content types are gRPC |
 //!
 //! `tests/chunking.rs` and `tests/proxy.rs` hold the properties, `fuzz/` a fuzz target for each parser. `schema/` has the messages of bindings and of health checks
@@ -28,6 +29,7 @@ pub mod bindings;
 pub mod deadline;
 pub mod field;
 pub mod frame;
+pub mod header;
 pub mod health;
 pub mod method;
 pub mod path;

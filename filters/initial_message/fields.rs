@@ -6,6 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 use thalweg_proto::{
     field::{FieldPath, FieldPaths, FieldValue, FieldWalker},
+    header::same_name,
     status::Code,
 };
 
@@ -103,9 +104,14 @@ impl From<Headers> for BTreeMap<String, String> {
 }
 
 impl Headers {
-    /// Removes what the client sent under the names.
+    /// Removes what the client sent under the names, and under those that servers take for the same.
     pub(super) fn clear(&self, map: &mut HeaderMap) {
-        for name in &self.names {
+        let ours = |name: &&HeaderName| {
+            let mut names = self.names.iter();
+            names.any(|own| same_name(own.as_str(), name.as_str()))
+        };
+        let sent: Vec<HeaderName> = map.keys().filter(ours).cloned().collect();
+        for name in sent {
             map.remove(name);
         }
     }
