@@ -38,6 +38,7 @@ use tower::{Service, service_fn};
 
 use crate::{
     config::{self, BindingTarget},
+    headers::HOPS,
     telemetry::Telemetry,
     tls::Upstreams,
     upstream::{Cluster, directory::Directories},
@@ -322,8 +323,13 @@ impl Builder {
 
 // === what the files below share ===
 
-/// Headers that tell to which trace a stream belongs.
-const TRACE: [&str; 3] = ["traceparent", "tracestate", "baggage"];
+/// Headers that tell to which trace a stream belongs, and how far it has come.
+const TRACE: [HeaderName; 4] = [
+    HeaderName::from_static("traceparent"),
+    HeaderName::from_static("tracestate"),
+    HeaderName::from_static("baggage"),
+    HOPS,
+];
 
 fn bad_request(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(Code::InvalidArgument, "bad_request", Side::Client, message)
@@ -349,7 +355,7 @@ fn grpc_request(path: &'static str, from: &Parts, body: Body) -> Request<Body> {
     headers.insert(header::CONTENT_TYPE, grpc);
     headers.insert(header::TE, HeaderValue::from_static("trailers"));
     for name in TRACE {
-        if let Some(value) = from.headers.get(name) {
+        if let Some(value) = from.headers.get(&name) {
             headers.insert(name, value.clone());
         }
     }

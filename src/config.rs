@@ -152,6 +152,12 @@ pub struct Listener {
     pub max_connections: usize,
     /// Whether balancers say where connections come from.
     pub proxy_protocol: Option<ProxyProtocol>,
+    /// What upstreams are told of where requests come from.
+    pub forwarded: Forwarded,
+    /// What becomes of paths that servers read differently.
+    pub paths: Paths,
+    /// Proxies of this kind that a request may pass, this one included; 1 to 32.
+    pub max_hops: usize,
     /// TLS; `None` serves in the clear.
     pub tls: Option<Tls>,
     /// Whether clients are told the details of errors.
@@ -169,6 +175,30 @@ pub struct Listener {
 pub struct ProxyProtocol {
     /// Where the balancers are; at least one.
     pub trusted: Vec<Network>,
+}
+
+/// What upstreams are told of where requests come from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Forwarded {
+    /// Whose word is believed, by address.
+    pub trusted: Vec<Network>,
+    /// Whether that of a Unix socket's peers is.
+    pub trusted_unix: bool,
+    /// Whether they are told anything.
+    pub set: bool,
+}
+
+/// What becomes of paths that servers read differently.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Paths {
+    /// They are refused.
+    #[default]
+    Refuse,
+    /// They are rewritten to what they mean, and refused if that is in doubt.
+    Normalize,
+    /// They pass as they came.
+    Pass,
 }
 
 /// How long clients may take.
@@ -459,6 +489,18 @@ impl Config {
     }
 }
 
+// === impl Forwarded ===
+
+impl Forwarded {
+    /// Whether the word of a connection from this address is believed; one without an address comes by a Unix socket.
+    pub(crate) fn trusts(&self, address: Option<IpAddr>) -> bool {
+        match address {
+            Some(address) => (self.trusted.iter()).any(|network| network.contains(address)),
+            None => self.trusted_unix,
+        }
+    }
+}
+
 // === impl ProxyProtocol ===
 
 impl ProxyProtocol {
@@ -507,6 +549,16 @@ impl Default for Drain {
 impl Default for HealthService {
     fn default() -> Self {
         Self { max_watchers: 1000 }
+    }
+}
+
+impl Default for Forwarded {
+    fn default() -> Self {
+        Self {
+            trusted: Vec::new(),
+            trusted_unix: false,
+            set: true,
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Headers where the protocols of the two sides differ.
 //!
-//! What belongs to one connection stays on it: the hop-by-hop headers, those that `Connection` names, and the framing,
-//! which each side writes anew. So what one side says about the length of a body is never taken on trust by the other.
+//! What belongs to one connection stays on it: the hop-by-hop headers, those that `Connection` names, which are removed as soon as
+//! a head has come, and the framing, which each side writes anew. So what one side says about the length of a body is never taken on trust by the other.
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Uri, Version, header,
@@ -20,11 +20,8 @@ const HOP_BY_HOP: [HeaderName; 6] = [
     HeaderName::from_static("proxy-connection"),
 ];
 
-/// What the certificate of a client says, as the proxy has read it.
-const CLIENT_CERTIFICATE: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
-
-/// The addresses that a request has come from, one for each proxy on its way that has said so.
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// How many proxies of this kind a request has passed; whatever a request becomes on its way, it keeps this.
+pub(crate) const HOPS: HeaderName = HeaderName::from_static("thalweg-hops");
 
 const NO_AUTHORITY: &str = "the request's Host is no authority";
 
@@ -55,35 +52,6 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Says what the client's certificate says, or nothing if it has shown none. Whatever the client says itself is removed, also
-/// with `_` for `-`: some servers read the two as one name.
-pub(crate) fn set_client_certificate(headers: &mut HeaderMap, certificate: Option<&HeaderValue>) {
-    let own = CLIENT_CERTIFICATE;
-    let alike = |name: &&HeaderName| {
-        let name = name.as_str();
-        name.len() == own.as_str().len() && name.replace('_', "-") == own.as_str()
-    };
-    while let Some(forged) = headers.keys().find(alike).cloned() {
-        headers.remove(forged);
-    }
-    if let Some(certificate) = certificate {
-        headers.insert(own, certificate.clone());
-    }
-}
-
-/// Adds the client's address, after those that the client itself tells of: the last one is what a backend can believe.
-pub(crate) fn add_client_address(headers: &mut HeaderMap, address: &HeaderValue) {
-    let told = headers
-        .get_all(FORWARDED_FOR)
-        .iter()
-        .map(HeaderValue::as_bytes);
-    let all: Vec<&[u8]> = told.chain([address.as_bytes()]).collect();
-    // One header, and not one more: some servers read the first of several alone. What was good apart is good together.
-    if let Ok(all) = HeaderValue::from_bytes(&all.join(&b", "[..])) {
-        headers.insert(FORWARDED_FOR, all);
-    }
-}
-
 /// Refuses a request whose host is in doubt: two readers of it might see two different ones (RFC 9112, 3.2).
 pub(crate) fn check_host(version: Version, headers: &HeaderMap) -> Result<(), Error> {
     let mut hosts = headers.get_all(header::HOST).iter();
@@ -100,7 +68,6 @@ pub(crate) fn for_http2(parts: &mut Parts, tls: bool) -> Result<(), Error> {
     let from_http1 = parts.version != Version::HTTP_2;
     parts.version = Version::HTTP_2;
     if from_http1 {
-        strip_hop_by_hop(&mut parts.headers);
         // The proxy has answered the expectation itself by reading the body.
         parts.headers.remove(header::EXPECT);
     }
@@ -133,7 +100,6 @@ pub(crate) fn for_http2(parts: &mut Parts, tls: bool) -> Result<(), Error> {
 pub(crate) fn for_http1(parts: &mut Parts) -> Result<(), Error> {
     let from_http2 = parts.version == Version::HTTP_2;
     parts.version = Version::HTTP_11;
-    strip_hop_by_hop(&mut parts.headers);
     parts.headers.remove(header::EXPECT);
     // It is what the route was found by, whatever `Host` says beside it (RFC 9112, 3.2.2).
     if let Some(authority) = parts.uri.authority() {
@@ -235,21 +201,6 @@ mod tests {
 
             assert_eq!(request.uri, sent);
         }
-    }
-
-    #[test]
-    fn clients_address_is_the_last_of_all() {
-        let mut headers = parts(
-            Request::get("/")
-                .header("x-forwarded-for", "192.0.2.1, forged")
-                .header("x-forwarded-for", "192.0.2.2"),
-        )
-        .headers;
-
-        add_client_address(&mut headers, &HeaderValue::from_static("192.0.2.7"));
-
-        let told: Vec<_> = headers.get_all("x-forwarded-for").iter().collect();
-        assert_eq!(told, ["192.0.2.1, forged, 192.0.2.2, 192.0.2.7"]);
     }
 
     #[test]

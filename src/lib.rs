@@ -32,7 +32,8 @@
 //! 3. `transport` is the socket as the codecs see it: it reads all that has come and writes once a turn. Under TLS it also opens and
 //!    seals; `tls` has the certificates, and says what the client's own tells the upstream.
 //! 4. `serve` takes a balancer's word for where the connection comes from, if it is to be believed. It looks at the first bytes, or shakes hands and hears which protocol it will be, and drives the connection: the `h2` crate for HTTP/2, hyper for HTTP/1.1. Each HTTP/2
-//!    stream becomes one task, which owns all that the stream holds on both sides.
+//!    stream becomes one task, which owns all that the stream holds on both sides. Its request passes the `door`, where what belongs to
+//!    the client's connection and what only a proxy may say is taken away, before anything of ours is set or decided by it.
 //! 5. `respond` is the outermost layer: it turns every error into a gRPC status, or into an HTTP status with a JSON error.
 //!    Nothing else writes a status.
 //! 6. `router` finds the route: the first in the file whose every condition holds. Behind them all stands `health`, the proxy's own health service. Calls of bindings are recognised before it, and

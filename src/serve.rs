@@ -4,10 +4,12 @@
 //! |---|---|
 //! | [`http2`] | the connection and its streams, on the `h2` crate |
 //! | [`http1`] | the connection and its requests, on hyper |
+//! | [`door`] | what every request passes before its route is looked for |
+//! | [`origin`] | who the client is, as backends are told |
 //! | [`expiry`] | the end of a client's certificate while its connection is open |
 //! | [`proxied`] | where a connection comes from that a balancer has passed on |
 
-use std::{rc::Rc, sync::Arc, time::Duration};
+use std::{cell::OnceCell, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
 use http::{HeaderName, HeaderValue, Method, Request, Response, Version, header};
@@ -31,12 +33,14 @@ use crate::{
     worker::Worker,
 };
 
+mod door;
 mod expiry;
 mod http1;
 mod http2;
+mod origin;
 mod proxied;
 
-use self::expiry::Expiry;
+use self::{expiry::Expiry, origin::Origin};
 
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
@@ -68,18 +72,14 @@ impl Front {
 }
 
 /// Who is at the other end of a connection, as far as is known.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 struct Client {
-    /// Where it is, on listeners that ask balancers for it.
-    address: Option<HeaderValue>,
-    /// What its certificate says.
-    certificate: Option<HeaderValue>,
-    /// Why none of its requests is served, if that is so.
-    refused: Option<Error>,
-    /// When that certificate ends.
+    /// What backends are told of it.
+    origin: Origin,
+    /// Why none of its requests is served any more, if that is so.
+    refused: OnceCell<Error>,
+    /// When its certificate ends.
     expiry: Option<Expiry>,
-    /// Whether it is told the details of errors.
-    details: bool,
 }
 
 /// Serves a connection to its end.
@@ -98,14 +98,16 @@ pub(crate) async fn connection(socket: Socket, front: Arc<Front>, worker: Rc<Wor
 
 /// What is spoken on a connection, and by whom; `None` when nothing will be.
 async fn begin(transport: &Transport, front: &Front) -> Option<(Spoken, Client)> {
+    let (begun, limit) = (Instant::now(), front.settings.timeouts.handshake);
+    let address = match &front.settings.proxy_protocol {
+        Some(settings) => Some(proxied::address(transport, settings, front, limit).await?),
+        None => transport.peer(),
+    };
+    let tls = front.tls.is_some();
     let mut client = Client {
-        details: front.settings.error_details,
+        origin: Origin::new(&front.settings.forwarded, address, tls),
         ..Client::default()
     };
-    let (begun, limit) = (Instant::now(), front.settings.timeouts.handshake);
-    if let Some(settings) = &front.settings.proxy_protocol {
-        client.address = proxied::address(transport, settings, front, limit).await?;
-    }
     if let Some(tls) = &front.tls {
         let left = limit.saturating_sub(begun.elapsed());
         match secure(transport, tls, front, left).await? {
@@ -116,16 +118,16 @@ async fn begin(transport: &Transport, front: &Front) -> Option<(Spoken, Client)>
                 match certificate {
                     Ok(None) => {}
                     Ok(Some(Identity { header, left })) => {
-                        client.certificate = Some(header);
+                        client.origin.certificate = Some(header);
                         client.expiry = Expiry::after(left);
                     }
-                    Err(error) => client.refused = Some(error),
+                    Err(error) => client.refused = error.into(),
                 }
                 if let Some(spoken) = spoken {
                     return Some((spoken, client));
                 }
             }
-            None => client.refused = Some(tls_required()),
+            None => client.refused = tls_required().into(),
         }
     }
     let looked = timeout(front.settings.timeouts.preface, look(transport)).await;
@@ -213,27 +215,27 @@ fn answer(
     stream: StreamContext,
     exit: Exit,
     client: &Client,
+    front: &Front,
     worker: &Worker,
-    most_headers: usize,
 ) -> impl Future<Output = Response<Body>> + use<> {
-    let details = client.details;
-    respond(
-        exit,
-        route(request, stream, client, worker, most_headers),
-        details,
-    )
+    let details = front.settings.error_details;
+    respond(exit, route(request, stream, client, front, worker), details)
 }
 
 fn route(
     mut request: Request<Body>,
     stream: StreamContext,
     client: &Client,
+    front: &Front,
     worker: &Worker,
-    most_headers: usize,
 ) -> Result<impl Future<Output = Result<Response<Body>, Error>> + use<>, Error> {
-    if let Some(error) = &client.refused {
+    if let Some(error) = client.refused.get() {
         return Err(error.clone());
     }
+    let most_headers = match request.version() {
+        Version::HTTP_2 => front.settings.http2.http2.max_headers,
+        _ => front.settings.http1.max_headers,
+    };
     if request.headers().len() > most_headers {
         let message = format!(
             "{} headers, and at most {most_headers} are taken (max_headers)",
@@ -288,10 +290,7 @@ fn route(
         )
         .with_http_status(405));
     }
-    if let Some(address) = &client.address {
-        headers::add_client_address(request.headers_mut(), address);
-    }
-    headers::set_client_certificate(request.headers_mut(), client.certificate.as_ref());
+    door::pass(&mut request, client, &front.settings)?;
     request.extensions_mut().insert(stream);
     worker.call(request)
 }

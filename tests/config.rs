@@ -867,6 +867,10 @@ refused! {
     proxy_networks: "listeners: [{name: it, address: \"127.0.0.1:1\", proxy_protocol: {trusted: [10.1.0.0/8, 10.0.0.0/40, balancer]}}]";
     proxy_without_networks: "listeners: [{name: it, address: \"127.0.0.1:1\", proxy_protocol: {trusted: []}}]";
     proxy_on_a_socket: "listeners: [{name: it, address: \"unix:/run/it.sock\", proxy_protocol: {trusted: [10.0.0.0/8]}}]";
+    forwarded_networks: "listeners: [{name: it, address: \"127.0.0.1:1\", forwarded: {trusted: [10.1.0.0/8, unix, edge]}}]";
+    forwarded_on_a_socket: "listeners: [{name: it, address: \"unix:/run/it.sock\", forwarded: {trusted: [unix, 10.0.0.0/8]}}]";
+    hops_without_end: "listeners: [{name: it, address: \"127.0.0.1:1\", max_hops: 33}]";
+    paths_misspelt: "listeners: [{name: it, address: \"127.0.0.1:1\", paths: normalise}]";
     tls_for_a_url_without: &with_binding("http: {url: \"http://hooks.test/in\", tls: {}}");
     url_without_scheme: &with_binding("http: {url: hooks.test/in}");
     url_with_user: &with_binding("http: {url: \"http://me:secret@hooks.test/in\"}");
@@ -1051,6 +1055,18 @@ fn proxy_protocol_shows_and_reads_back_as_it_was() {
     assert_eq!(shown, ["10.0.0.0/8", "fd00::/8", "192.0.2.7/32"]);
     let again = accepted(&config.to_json().to_string());
     assert_eq!(again.listeners, config.listeners);
+}
+
+#[test]
+fn what_a_listener_lets_in_shows_and_reads_back_as_it_was() {
+    for keys in [
+        "address: \"127.0.0.1:1\", forwarded: {trusted: [10.0.0.0/8], set: false}, paths: normalize, max_hops: 3",
+        "address: \"unix:/run/it.sock\", forwarded: {trusted: [unix]}, paths: pass",
+    ] {
+        let config = accepted(&format!("listeners: [{{name: it, {keys}}}]"));
+        let again = accepted(&config.to_json().to_string());
+        assert_eq!(again.listeners, config.listeners);
+    }
 }
 
 #[test]

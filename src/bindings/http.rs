@@ -27,7 +27,7 @@ pub(super) const OPERATIONS: [&str; 8] = [
 ];
 
 /// Headers that belong to the connection or to the framing, and are nobody's to set.
-const OURS: [HeaderName; 9] = [
+const OURS: [HeaderName; 10] = [
     header::HOST,
     header::CONTENT_LENGTH,
     header::TRANSFER_ENCODING,
@@ -37,6 +37,7 @@ const OURS: [HeaderName; 9] = [
     header::TRAILER,
     header::EXPECT,
     HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
 ];
 
 /// The status with which a web service refused, in the extensions of the answer: plain HTTP hears the same.
@@ -135,7 +136,7 @@ impl Http {
             headers.insert(header, value);
         }
         for name in super::TRACE {
-            if let Some(value) = parts.headers.get(name) {
+            if let Some(value) = parts.headers.get(&name) {
                 headers.insert(name, value.clone());
             }
         }

@@ -22,8 +22,8 @@ use std::time::Duration;
 use super::environment::Environment;
 use super::report::Report;
 use super::{
-    Address, Admin, BadAddress, Cluster, Config, Drain, HealthService, Http1, Listener,
-    ListenerTimeouts, Origins, ProxyProtocol, ServerHttp2, memory, raw,
+    Address, Admin, BadAddress, Cluster, Config, Drain, Forwarded, HealthService, Http1, Listener,
+    ListenerTimeouts, Network, Origins, ProxyProtocol, ServerHttp2, memory, raw,
 };
 pub(super) use bindings::default_filters;
 pub(super) use endpoints::endpoints;
@@ -160,6 +160,9 @@ impl Resolve<'_> {
             address: self.address(&raw.address, &format!("{path}.address")),
             max_connections: 10_000,
             proxy_protocol: None,
+            forwarded: Forwarded::default(),
+            paths: raw.paths.unwrap_or_default(),
+            max_hops: raw.max_hops.map_or(10, Count::usize),
             tls: raw.tls.map(|tls| self.tls(tls, &format!("{path}.tls"))),
             error_details: raw.error_details.unwrap_or(false),
             timeouts: ListenerTimeouts::default(),
@@ -171,6 +174,11 @@ impl Resolve<'_> {
         Listener {
             proxy_protocol: (raw.proxy_protocol)
                 .map(|raw| self.proxy_protocol(&raw, &default.address, &proxy_path)),
+            forwarded: self.forwarded(
+                raw.forwarded.unwrap_or_default(),
+                &default.address,
+                &format!("{path}.forwarded"),
+            ),
             max_connections: raw
                 .max_connections
                 .map_or(default.max_connections, Count::usize),
@@ -211,16 +219,51 @@ impl Resolve<'_> {
             let hint = "listen on a TCP address, or leave it out";
             self.faults.add_key(path, message, hint);
         }
-        let trusted = raw.trusted.iter().enumerate().filter_map(|(index, text)| {
-            let fault = |(message, hint): (String, String)| {
-                let path = format!("{path}.trusted[{index}]");
-                self.faults.add(&path, message, hint);
-            };
-            text.parse().map_err(fault).ok()
-        });
+        let trusted =
+            raw.trusted.iter().enumerate().filter_map(|(index, text)| {
+                self.network(text, &format!("{path}.trusted[{index}]"))
+            });
         ProxyProtocol {
             trusted: trusted.collect(),
         }
+    }
+
+    fn forwarded(&mut self, raw: raw::Forwarded, address: &Address, path: &str) -> Forwarded {
+        const UNIX: &str = "unix";
+
+        let on_unix = matches!(address, Address::Unix(_));
+        let written = raw.trusted.unwrap_or_default();
+        let mut trusted = Vec::new();
+        for (index, text) in written.iter().enumerate() {
+            let path = format!("{path}.trusted[{index}]");
+            match (text == UNIX, on_unix) {
+                (true, true) => {}
+                (false, false) => trusted.extend(self.network(text, &path)),
+                (true, false) => {
+                    let message = "means nothing on a TCP address";
+                    let hint = "write a network such as `10.0.0.0/8`, or listen on a Unix socket";
+                    self.faults.add(&path, message, hint);
+                }
+                (false, true) => {
+                    let message = "means nothing on a Unix socket, whose peers have no addresses";
+                    self.faults.add(
+                        &path,
+                        message,
+                        "write `unix` to trust whoever may open the socket",
+                    );
+                }
+            }
+        }
+        Forwarded {
+            trusted,
+            trusted_unix: on_unix && written.iter().any(|text| text == UNIX),
+            set: raw.set.unwrap_or(true),
+        }
+    }
+
+    fn network(&mut self, text: &str, path: &str) -> Option<Network> {
+        let fault = |(message, hint): (String, String)| self.faults.add(path, message, hint);
+        text.parse().map_err(fault).ok()
     }
 
     fn address(&mut self, text: &str, path: &str) -> Address {

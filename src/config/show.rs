@@ -5,8 +5,9 @@ use serde_json::{Map, Value, json};
 use super::{
     Address, Admin, AuthorityMatch, Backoff, Balance, Binding, BindingTarget, Bucket,
     CertificateFiles, Cluster, ComponentSockets, Config, Destination, Endpoint, Endpoints,
-    HealthCheck, Http2, HttpTarget, Listener, Match, ObjectStore, Outlier, PathMatch, Place, Pool,
-    Question, Resiliency, Retry, Route, RouteRetry, RouteTimeouts, Secret, Tls, UpstreamTls,
+    Forwarded, HealthCheck, Http2, HttpTarget, Listener, Match, ObjectStore, Outlier, PathMatch,
+    Place, Pool, Question, Resiliency, Retry, Route, RouteRetry, RouteTimeouts, Secret, Tls,
+    UpstreamTls,
 };
 use thalweg_filters::chain::Filter;
 use thalweg_filters::units::Unit;
@@ -76,6 +77,9 @@ fn listener(listener: &Listener) -> Value {
         "address": listener.address.to_string(),
         "max_connections": listener.max_connections,
         "error_details": listener.error_details,
+        "forwarded": forwarded(&listener.forwarded),
+        "paths": listener.paths,
+        "max_hops": listener.max_hops,
         "timeouts": {
             "handshake": duration(timeouts.handshake),
             "preface": duration(timeouts.preface),
@@ -99,6 +103,15 @@ fn listener(listener: &Listener) -> Value {
         all["tls"] = self::tls(tls);
     }
     all
+}
+
+fn forwarded(forwarded: &Forwarded) -> Value {
+    let unix = forwarded.trusted_unix.then(|| "unix".to_owned());
+    let networks = forwarded.trusted.iter().map(ToString::to_string);
+    json!({
+        "trusted": networks.chain(unix).collect::<Value>(),
+        "set": forwarded.set,
+    })
 }
 
 fn tls(tls: &Tls) -> Value {

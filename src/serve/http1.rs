@@ -21,7 +21,6 @@ use tokio::time::{sleep, sleep_until};
 use crate::{
     dismissal::Member,
     eager::eager,
-    headers,
     serve::{Client, Front, LINGER, answer, drained, linger, stream_context},
     stall::StallWatch,
     transport::Transport,
@@ -37,7 +36,6 @@ pub(super) async fn serve(
 ) {
     let settings = &front.settings;
     let window = settings.http2.http2.stream_window as usize;
-    let most_headers = settings.http1.max_headers;
     let asked = Cell::new(false);
     let broken = Rc::<Broken>::default();
     let service = service_fn(|request: Request<Incoming>| {
@@ -48,7 +46,7 @@ pub(super) async fn serve(
         let broken = Rc::clone(&broken);
         let exit = worker.exit(&context, None);
         let request = request.map(|incoming| receive(incoming, window, &context));
-        let answer = answer(request, context, exit, &client, &worker, most_headers);
+        let answer = answer(request, context, exit, &client, &front, &worker);
         async move { Ok::<_, Infallible>(finish(answer.await, live, broken)) }
     });
     let mut connection = pin!(
@@ -56,7 +54,7 @@ pub(super) async fn serve(
             .timer(TokioTimer::new())
             // It runs from the end of one request to the whole head of the next.
             .header_read_timeout(settings.http1.keep_alive)
-            .max_headers(most_headers)
+            .max_headers(settings.http1.max_headers)
             .max_buf_size(settings.http1.max_header_bytes)
             .serve_connection(TokioIo::new(transport.clone()), service)
     );
@@ -137,8 +135,7 @@ fn finish(
     live: (Live, Option<Member>),
     broken: Rc<Broken>,
 ) -> Response<Body> {
-    let (mut parts, body) = response.into_parts();
-    headers::strip_hop_by_hop(&mut parts.headers);
+    let (parts, body) = response.into_parts();
     let body = body.wrap(|inner| Sent {
         inner,
         broken,

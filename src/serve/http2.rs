@@ -60,7 +60,7 @@ pub(super) async fn serve(
         connection,
         transport,
         expiry: (client.expiry.as_ref()).map(|expiry| Box::pin(sleep_until(expiry.at))),
-        client,
+        client: Rc::new(client),
         stall: StallWatch::new(timeouts.stall).at_least(timeouts.stall_min_progress),
         keepalive: Keepalive::new(&front.settings.http2.http2.keepalive),
         first_headers: Some(Box::pin(sleep(front.settings.timeouts.first_headers))),
@@ -80,7 +80,7 @@ struct Drive<D> {
     connection: server::Connection<Transport, Payload>,
     ping: Rc<RefCell<PingPong>>,
     transport: Transport,
-    client: Client,
+    client: Rc<Client>,
     /// Until the client's certificate ends.
     expiry: Option<Pin<Box<Sleep>>>,
     stall: StallWatch,
@@ -101,7 +101,7 @@ impl<D: Future<Output = ()>> Drive<D> {
                 Poll::Ready(Some(Ok((request, respond)))) => {
                     self.first_headers = None;
                     let (front, worker) = (Arc::clone(&self.front), Rc::clone(&self.worker));
-                    let (client, ping) = (self.client.clone(), Rc::clone(&self.ping));
+                    let (client, ping) = (Rc::clone(&self.client), Rc::clone(&self.ping));
                     spawn_local(stream(request, respond, client, ping, front, worker));
                 }
                 Poll::Ready(Some(Err(error))) => {
@@ -126,7 +126,9 @@ impl<D: Future<Output = ()>> Drive<D> {
         }
         if self.expiry.as_mut().is_some_and(&mut late) {
             self.expiry = None;
-            self.client.refused = self.front.expire(&self.client);
+            if let Some(error) = self.front.expire(&self.client) {
+                self.client.refused.get_or_init(|| error);
+            }
             self.go_away(cx);
         }
         if let Poll::Ready(Err(error)) = self.transport.poll_drain(cx) {
@@ -189,7 +191,7 @@ fn builder(settings: &ServerHttp2) -> server::Builder {
 async fn stream(
     request: Request<RecvStream>,
     mut respond: SendResponse<Payload>,
-    client: Client,
+    client: Rc<Client>,
     ping: Rc<RefCell<PingPong>>,
     front: Arc<Front>,
     worker: Rc<Worker>,
@@ -210,16 +212,8 @@ async fn stream(
         }
     };
     let request = Request::from_parts(parts, body);
-    let most_headers = front.settings.http2.http2.max_headers;
     let exit = worker.exit(&context, progress);
-    let answer = answer(
-        request,
-        context.clone(),
-        exit,
-        &client,
-        &worker,
-        most_headers,
-    );
+    let answer = answer(request, context.clone(), exit, &client, &front, &worker);
     let Some(response) = unless_reset(&mut respond, &context, answer).await else {
         return;
     };

@@ -3,21 +3,20 @@
 //! Whoever is in a trusted network must send a header; it is taken off before anything else is read. Nobody else's is looked
 //! at: it is the beginning of a request that makes no sense, so nobody can claim an address that is not theirs.
 
-use std::{io, time::Duration};
+use std::{io, net::IpAddr, time::Duration};
 
-use http::HeaderValue;
 use tokio::time::timeout;
 
 use super::Front;
 use crate::{config::ProxyProtocol, transport::Transport};
 
-/// The client's address, as a header; within it, `None` where there is none. `None` when the connection is not to be served.
+/// The client's address. `None` when the connection is not to be served.
 pub(super) async fn address(
     transport: &Transport,
     settings: &ProxyProtocol,
     front: &Front,
     limit: Duration,
-) -> Option<Option<HeaderValue>> {
+) -> Option<IpAddr> {
     let peer = transport.peer()?;
     let mut address = peer;
     if settings.trusts(peer) {
@@ -42,5 +41,5 @@ pub(super) async fn address(
             }
         }
     }
-    Some(HeaderValue::try_from(address.to_canonical().to_string()).ok())
+    Some(address)
 }

@@ -8,6 +8,7 @@
 //! | `cli` | what the binary says and how it exits |
 //! | `clusters` | where endpoints come from, which of them takes a stream, and what becomes of streams when they go |
 //! | `deadlines` | what `grpc-timeout` promises, and what it tells the upstream |
+//! | `door` | what is taken from a request and set on it before its route is looked for, and what is not let in |
 //! | `drain` | how the proxy stops, and what its streams notice of it |
 //! | `endings` | how streams end when somebody does not keep to the plan |
 //! | `errors` | what clients are told of errors, and how soon |
@@ -16,6 +17,7 @@
 //! | `http` | plain HTTP, over every pair of protocols |
 //! | `invoke` | what `thalweg invoke` and `thalweg bindings` promise to those who type them |
 //! | `judged` | that a client's own word decides neither whether it is judged nor what becomes of others |
+//! | `loops` | requests that go in a circle |
 //! | `proxy_protocol` | who may say where a connection comes from, and what becomes of those who say it badly |
 //! | `reload` | what becomes of streams, connections and counters when the configuration changes |
 //! | `resets` | what each reset code of one side becomes on the other |
@@ -45,6 +47,7 @@ mod bindings;
 mod cli;
 mod clusters;
 mod deadlines;
+mod door;
 mod drain;
 mod endings;
 mod errors;
@@ -53,6 +56,7 @@ mod held;
 mod http;
 mod invoke;
 mod judged;
+mod loops;
 mod proxy_protocol;
 mod reload;
 mod resets;

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::Http2;
-use crate::config::ClientAuth;
+use crate::config::{ClientAuth, Paths};
 use thalweg_filters::units::{Count, Duration, Size};
 
 /// A port for clients.
@@ -25,9 +25,22 @@ pub(in crate::config) struct Listener {
     pub(in crate::config) max_connections: Option<Count>,
 
     /// Takes the addresses of clients from balancers that pass on TCP and say so by the PROXY
-    /// protocol, version 1 or 2. Default: none. What it says goes to the upstream as the last
-    /// address of `x-forwarded-for`.
+    /// protocol, version 1 or 2. Default: none. What it says counts as the address of the
+    /// connection.
     pub(in crate::config) proxy_protocol: Option<ProxyProtocol>,
+
+    /// What upstreams are told of where a request comes from, and who is believed that says it already.
+    pub(in crate::config) forwarded: Option<Forwarded>,
+
+    /// What becomes of paths that servers read differently, such as `/public/../admin` or `/public%2fadmin`: `refuse`, with 400;
+    /// `normalize`, which rewrites what can be before the route is looked for, and refuses the rest; or
+    /// `pass`, as they came. Default `refuse`: a route that does not match would be no protection.
+    pub(in crate::config) paths: Option<Paths>,
+
+    /// Proxies of this kind that a request may pass one after another, this one included; beyond, it goes in a circle and is
+    /// refused. Default `10`: chains are shorter, and each round of a circle is one more stream.
+    #[schemars(range(min = 1, max = 32))]
+    pub(in crate::config) max_hops: Option<Count>,
 
     /// Serves clients under TLS, 1.2 and 1.3, and those in the clear no more. Default: none. Clients
     /// choose HTTP/2 or HTTP/1.1 in the handshake.
@@ -57,6 +70,19 @@ pub(in crate::config) struct ProxyProtocol {
     /// can claim an address.
     #[schemars(length(min = 1))]
     pub(in crate::config) trusted: Vec<String>,
+}
+
+/// What upstreams are told of where a request comes from.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::config) struct Forwarded {
+    /// Networks of proxies that say it truly: `10.0.0.0/8`, `"fd00::/8"`, one address, or `unix` for the peers of a Unix socket.
+    /// What others say in `x-forwarded-*`, `forwarded`, `x-real-ip` and the like is removed. Default: none.
+    pub(in crate::config) trusted: Option<Vec<String>>,
+
+    /// Whether requests are given `x-forwarded-for`, `x-forwarded-proto` and `x-forwarded-host`. Default `true`; `false`
+    /// where upstreams are strangers, who need not know.
+    pub(in crate::config) set: Option<bool>,
 }
 
 /// Serves clients under TLS.
