@@ -1,12 +1,13 @@
 //! `thalweg check`: whether a configuration is good, what it does, and what in it is worth a second look.
 
-use std::{fmt, path::Path};
+use std::{fmt, net::IpAddr, path::Path};
 
 use serde_json::Value;
 
 use crate::{
     config::{
-        AuthorityMatch, BindingTarget, Config, Destination, Match, PathMatch, Protocol, Route,
+        Address, AuthorityMatch, BindingTarget, Config, Destination, Endpoints, Match, PathMatch,
+        Protocol, Route,
     },
     router::covers,
 };
@@ -200,6 +201,7 @@ fn warnings(config: &Config) -> Vec<String> {
             ));
         }
     }
+    warnings.extend(circles(config));
     for cluster in &config.clusters {
         let by_route = config.routes.iter().any(|route| match &route.destination {
             Destination::Clusters(targets) => targets
@@ -218,4 +220,113 @@ fn warnings(config: &Config) -> Vec<String> {
         }
     }
     warnings
+}
+
+/// Clusters that lead back to a listener of the same file.
+fn circles(config: &Config) -> Vec<String> {
+    let of_bindings = config.bindings.iter().filter_map(|binding| {
+        let cluster = match &binding.target {
+            BindingTarget::Http(target) => &target.cluster,
+            BindingTarget::Component(component) => &component.cluster,
+            BindingTarget::ObjectStore(_) | BindingTarget::Echo | BindingTarget::Dapr { .. } => {
+                return None;
+            }
+        };
+        Some(cluster)
+    });
+    let clusters = config.clusters.iter().chain(of_bindings);
+    let endpoints = clusters.flat_map(|cluster| {
+        let addresses: Vec<Address> = match &cluster.endpoints {
+            Endpoints::Listed(endpoints) => (endpoints.iter())
+                .map(|endpoint| endpoint.address.clone())
+                .collect(),
+            Endpoints::Dns { host, port, .. } => vec![Address::Host(host.clone(), *port)],
+            Endpoints::File { .. } => Vec::new(),
+        };
+        addresses
+            .into_iter()
+            .map(|address| (&cluster.label, address))
+    });
+    let mut circles = Vec::new();
+    for (label, address) in endpoints {
+        let mut listeners = config.listeners.iter();
+        let own = listeners.find(|listener| answers(&listener.address, &address));
+        circles.extend(own.map(|listener| {
+            format!(
+                "{label} leads to {address}, where the listener {} of this file listens: its streams may go in a circle",
+                listener.name
+            )
+        }));
+    }
+    circles
+}
+
+/// Whether whoever dials an address on this machine comes to a listener.
+fn answers(listener: &Address, dialled: &Address) -> bool {
+    let here = |ip: IpAddr| ip.is_loopback() || ip.is_unspecified();
+    match (listener, dialled) {
+        (Address::Tcp(listener), Address::Tcp(dialled)) => {
+            let (ip, dialled_ip) = (listener.ip().to_canonical(), dialled.ip().to_canonical());
+            // `[::]` takes IPv4, too.
+            let same_family = ip.is_ipv6() || dialled_ip.is_ipv4();
+            listener.port() == dialled.port()
+                && (ip == dialled_ip
+                    || same_family && here(ip) && dialled_ip.is_unspecified()
+                    || same_family && ip.is_unspecified() && here(dialled_ip))
+        }
+        (Address::Tcp(listener), Address::Host(name, port)) => {
+            let ip = listener.ip();
+            let named = match name.parse::<IpAddr>() {
+                Ok(named) => named == ip || ip.is_unspecified() && named.is_loopback(),
+                Err(_) => here(ip) && name.eq_ignore_ascii_case("localhost"),
+            };
+            named && listener.port() == *port
+        }
+        (listener, dialled) => listener == dialled,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoint_where_a_listener_listens_is_found() {
+        let found = |listener: &str, dialled: &str| {
+            let listener = listener.parse().unwrap();
+            let dialled = match dialled.strip_prefix("name:") {
+                Some(port) => Address::Host("LocalHost".into(), port.parse().unwrap()),
+                None => dialled.parse().unwrap(),
+            };
+            answers(&listener, &dialled)
+        };
+
+        for (listener, dialled) in [
+            ("127.0.0.1:8080", "127.0.0.1:8080"),
+            ("127.0.0.1:8080", "localhost:8080"),
+            ("127.0.0.1:8080", "0.0.0.0:8080"),
+            ("0.0.0.0:8080", "127.0.0.1:8080"),
+            ("0.0.0.0:8080", "0.0.0.0:8080"),
+            ("[::]:8080", "[::1]:8080"),
+            ("[::]:8080", "127.0.0.1:8080"),
+            ("10.0.0.1:8080", "10.0.0.1:8080"),
+            ("0.0.0.0:8080", "name:8080"),
+            ("[::1]:8080", "name:8080"),
+            ("unix:/run/it.sock", "unix:/run/it.sock"),
+        ] {
+            assert!(found(listener, dialled), "{listener} {dialled}");
+        }
+        for (listener, dialled) in [
+            ("127.0.0.1:8080", "127.0.0.1:8081"),
+            ("127.0.0.1:8080", "127.0.0.2:8080"),
+            ("127.0.0.1:8080", "[::1]:8080"),
+            ("0.0.0.0:8080", "[::1]:8080"),
+            ("0.0.0.0:8080", "10.0.0.1:8080"),
+            ("10.0.0.1:8080", "name:8080"),
+            ("unix:/run/it.sock", "unix:/run/other.sock"),
+            ("unix:/run/it.sock", "127.0.0.1:8080"),
+        ] {
+            assert!(!found(listener, dialled), "{listener} {dialled}");
+        }
+    }
 }

@@ -5,6 +5,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::{
     binding::{STREAM, initial},
+    child::Folder,
     client::Client,
     hands::dial,
     proxy::{TestProxy, Yaml},
@@ -177,4 +178,36 @@ async fn binding_whose_url_is_its_own_has_so_many_rounds() {
     proxy
         .metric_is("thalweg_cluster_streams{cluster=\"binding/it\"}", 0)
         .await;
+}
+
+// === what `check` sees of it ===
+
+#[tokio::test]
+async fn check_tells_of_clusters_that_lead_back() {
+    let folder = Folder::with(
+        "listeners:\n\
+         - {name: plain, address: \"0.0.0.0:8080\"}\n\
+         - {name: local, address: \"unix:/run/it.sock\"}\n\
+         bindings: {hook: {http: {url: \"http://localhost:8080/in\"}}}\n\
+         clusters:\n  \
+           me: {endpoints: [\"127.0.0.1:8080\"]}\n  \
+           too: {endpoints: [\"unix:/run/it.sock\"]}\n  \
+           other: {endpoints: [\"127.0.0.1:8081\", \"10.0.0.1:8080\"]}\n\
+         routes:\n\
+         - {name: me, match: {path: /a}, cluster: me}\n\
+         - {name: too, match: {path: /b}, cluster: too}\n\
+         - {name: other, cluster: other}\n",
+    );
+
+    let said = folder.run(&["check"]).await;
+
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    for line in [
+        "cluster me leads to 127.0.0.1:8080, where the listener plain of this file listens: its streams may go in a circle",
+        "cluster too leads to unix:/run/it.sock, where the listener local of this file listens",
+        "binding hook leads to 127.0.0.1:8080, where the listener plain of this file listens",
+    ] {
+        assert!(said.stdout.contains(line), "{}", said.stdout);
+    }
+    assert_eq!(said.stdout.matches("in a circle").count(), 3);
 }
