@@ -55,7 +55,8 @@ use crate::{
 #[serde(deny_unknown_fields)]
 pub struct Config {}
 
-/// What a binding is asked to do, in the extensions of the request; the label `operation` of Dapr's metrics.
+/// What a binding is asked to do, in the extensions of the request. If it is known or has succeeded, it becomes the label `operation`
+/// of Dapr's metrics.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Operation(pub Arc<str>);
 
@@ -842,6 +843,7 @@ mod tests {
         drain: bool,
     ) -> String {
         let registry = Arc::new(Registry::new("shop", "prod"));
+        registry.binding("orders").know(Some(&["create"]));
         let mut answer = Some(answer);
         let mut service = MetricsLayer::new(registry.route("r", 0))
             .with_binding(Some(registry.binding("orders")))

@@ -17,7 +17,7 @@ use crate::{
     config::{Address, Config},
     drain::{Phase, advance, reached},
     listener::Sockets,
-    telemetry::{Process, Telemetry},
+    telemetry::Telemetry,
     tls::{self, Upstreams},
     upstream::directory::{Directories, Directory},
     worker::{self, Handle},
@@ -73,7 +73,7 @@ impl App {
         let telemetry = Arc::new(Telemetry::new(&config.dapr));
         telemetry.process.held.set_limit(config.max_held);
         let config = Arc::new(config);
-        let shared = open(&config, &telemetry.process, None)?;
+        let shared = open(&config, &telemetry, None)?;
         let directories = look_up(&config, &shared).await?;
         let phases = watch::Sender::default();
 
@@ -177,9 +177,10 @@ impl App {
 /// Opens what a configuration names and the workers share, and keeps what is open already.
 fn open(
     config: &Arc<Config>,
-    process: &Arc<Process>,
+    telemetry: &Arc<Telemetry>,
     before: Option<&Shared>,
 ) -> Result<Shared, StartError> {
+    let process = &telemetry.process;
     let (stores, upstreams) = match before {
         Some(before) => (
             Stores::open(config, &before.stores),
@@ -203,7 +204,7 @@ fn open(
         },
         components: match before {
             Some(before) => Arc::clone(&before.components),
-            None => Arc::new(Components::new(config, process)),
+            None => Arc::new(Components::new(config, telemetry)),
         },
         stores: Arc::new(stores),
     })

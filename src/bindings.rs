@@ -273,8 +273,11 @@ impl Builder {
             most: config.buffer_max_bytes,
             stats: process.binding(&config.name),
         };
+        // A component says itself what it can do, as soon as it has been reached.
+        let streams = self.telemetry.streams.binding(&config.name);
         let target = match &config.target {
             BindingTarget::ObjectStore(settings) => {
+                streams.know(Some(&object_store::OPERATIONS));
                 Target::ObjectStore(object_store::ObjectStore::new(
                     config,
                     settings,
@@ -283,7 +286,10 @@ impl Builder {
                     process.binding(&config.name),
                 ))
             }
-            BindingTarget::Echo => Target::Echo,
+            BindingTarget::Echo => {
+                streams.know(Some(&echo::OPERATIONS));
+                Target::Echo
+            }
             BindingTarget::Component(component) => Target::Component(component::Component::new(
                 config,
                 component,
@@ -294,13 +300,17 @@ impl Builder {
             BindingTarget::Dapr { cluster } => {
                 let shared = self.clusters.get(&cluster.name);
                 let shared = shared.expect("the configuration resolved the names of clusters");
+                streams.know(None::<&[&str]>);
                 Target::Dapr(dapr::Dapr::new(config, Rc::clone(shared), buffer))
             }
-            BindingTarget::Http(target) => Target::Http(http::Http::new(
-                config,
-                target,
-                own_cluster(&target.cluster),
-            )),
+            BindingTarget::Http(target) => {
+                streams.know(Some(&http::OPERATIONS));
+                Target::Http(http::Http::new(
+                    config,
+                    target,
+                    own_cluster(&target.cluster),
+                ))
+            }
         };
         let route = format!("binding/{}", config.name);
         let surroundings = Surroundings {

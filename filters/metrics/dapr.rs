@@ -12,8 +12,10 @@ use prometheus_client::{
     metrics::MetricType,
 };
 
-/// Most operations that are told apart for one binding: their names come from clients.
+/// Most operations that are told apart for one binding.
 const OPERATIONS_MAX: usize = 64;
+/// Most bytes of an operation's name that are kept.
+const NAME_MAX: usize = 64;
 /// What the rest of them is counted as.
 const OTHER: &str = "other";
 
@@ -24,8 +26,18 @@ const BOUNDS: [u32; 34] = [
 ];
 
 /// What all workers have counted for one binding. Written once a stream, hence the lock.
+///
+/// The names of operations come from clients, and a name that is kept once is printed for ever. So only those are told apart
+/// which the target is known to have, or, where nobody knows, which have succeeded there.
 #[derive(Default)]
-pub struct BindingStats(Mutex<BTreeMap<Arc<str>, [Series; 2]>>);
+pub struct BindingStats(Mutex<Operations>);
+
+#[derive(Clone, Default)]
+struct Operations {
+    by_name: BTreeMap<Arc<str>, [Series; 2]>,
+    /// There are no others than those that are in `by_name`.
+    known: bool,
+}
 
 /// One operation that ended one way.
 #[derive(Clone)]
@@ -46,21 +58,44 @@ pub(super) struct Bindings {
 // === impl BindingStats ===
 
 impl BindingStats {
-    /// Counts a stream at its real end.
-    pub(super) fn ended(&self, operation: &str, success: bool, elapsed: Duration) {
-        let mut operations = lock(&self.0);
-        let name = if operations.contains_key(operation) || operations.len() < OPERATIONS_MAX {
-            operation
-        } else {
-            OTHER
-        };
-        if !operations.contains_key(name) {
-            operations.insert(name.into(), Default::default());
-        }
-        if let Some(series) = operations.get_mut(name) {
-            series[usize::from(success)].observe(elapsed);
+    /// Says which operations the target has; `None` if only trying can tell.
+    pub fn know(&self, operations: Option<&[impl AsRef<str>]>) {
+        let mut all = lock(&self.0);
+        all.known = operations.is_some();
+        for name in operations.unwrap_or_default() {
+            all.tell_apart(cut(name.as_ref()));
         }
     }
+
+    /// Counts a stream at its real end.
+    pub(super) fn ended(&self, operation: &str, success: bool, elapsed: Duration) {
+        let mut all = lock(&self.0);
+        let mut name = cut(operation);
+        if success && !all.known {
+            all.tell_apart(name);
+        }
+        if !all.by_name.contains_key(name) {
+            name = OTHER;
+        }
+        let series = match all.by_name.get_mut(name) {
+            Some(series) => series,
+            None => all.by_name.entry(name.into()).or_default(),
+        };
+        series[usize::from(success)].observe(elapsed);
+    }
+}
+
+impl Operations {
+    /// Counts an operation under its name from now on, if there is room.
+    fn tell_apart(&mut self, name: &str) {
+        if self.by_name.len() < OPERATIONS_MAX && !self.by_name.contains_key(name) {
+            self.by_name.insert(name.into(), Default::default());
+        }
+    }
+}
+
+fn cut(name: &str) -> &str {
+    &name[..name.floor_char_boundary(NAME_MAX)]
 }
 
 impl Default for Series {
@@ -89,7 +124,11 @@ impl Series {
 
 impl fmt::Debug for BindingStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "BindingStats({} operations)", lock(&self.0).len())
+        write!(
+            f,
+            "BindingStats({} operations)",
+            lock(&self.0).by_name.len()
+        )
     }
 }
 
@@ -154,7 +193,7 @@ impl Bindings {
     ) -> fmt::Result {
         for (component, stats) in all {
             let operations = lock(&stats.0).clone();
-            for (operation, series) in &operations {
+            for (operation, series) in &operations.by_name {
                 for (success, series) in ["false", "true"].into_iter().zip(series) {
                     let labels = [
                         ("app_id", self.app_id.as_str()),
@@ -187,19 +226,63 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
+    /// How often an operation was counted as having failed, and as having succeeded.
+    fn counts(stats: &BindingStats, operation: &str) -> [u64; 2] {
+        let operations = lock(&stats.0);
+        let series = operations.by_name.get(operation);
+        series.map_or([0; 2], |series| [series[0].count, series[1].count])
+    }
+
     #[test]
-    fn names_from_clients_are_bounded() {
+    fn names_that_succeed_are_told_apart_up_to_a_bound() {
         let stats = BindingStats::default();
         for index in 0..100 {
             stats.ended(&format!("operation {index}"), true, Duration::ZERO);
         }
-        stats.ended("operation 3", true, Duration::ZERO);
+        stats.ended("operation 3", false, Duration::ZERO);
 
-        let operations = lock(&stats.0).clone();
+        assert_eq!(lock(&stats.0).by_name.len(), OPERATIONS_MAX + 1);
+        assert_eq!(counts(&stats, OTHER), [0, 36]);
+        assert_eq!(counts(&stats, "operation 3"), [1, 1]);
+    }
 
-        assert_eq!(operations.len(), OPERATIONS_MAX + 1);
-        assert_eq!(operations[OTHER][1].count, 36);
-        assert_eq!(operations["operation 3"][1].count, 2);
+    #[test]
+    fn names_that_fail_take_no_room() {
+        let stats = BindingStats::default();
+        for index in 0..100 {
+            stats.ended(&format!("garbage {index}"), false, Duration::ZERO);
+        }
+        stats.ended("list", true, Duration::ZERO);
+        stats.ended("list", false, Duration::ZERO);
+
+        assert_eq!(lock(&stats.0).by_name.len(), 2);
+        assert_eq!(counts(&stats, OTHER), [100, 0]);
+        assert_eq!(counts(&stats, "list"), [1, 1]);
+    }
+
+    #[test]
+    fn known_operations_are_told_apart_before_they_succeed_and_no_others_ever() {
+        let stats = BindingStats::default();
+        stats.know(Some(&["create", "list"]));
+        stats.ended("list", false, Duration::ZERO);
+        stats.ended("whatever", true, Duration::ZERO);
+
+        assert_eq!(counts(&stats, "list"), [1, 0]);
+        assert_eq!(counts(&stats, OTHER), [0, 1]);
+        assert_eq!(counts(&stats, "whatever"), [0, 0]);
+
+        stats.know(None::<&[&str]>);
+        stats.ended("whatever", true, Duration::ZERO);
+        assert_eq!(counts(&stats, "whatever"), [0, 1]);
+    }
+
+    #[test]
+    fn names_are_cut_between_two_characters() {
+        let stats = BindingStats::default();
+        let long = format!("{}{}", "x".repeat(NAME_MAX - 1), "é".repeat(30_000));
+        stats.ended(&long, true, Duration::ZERO);
+
+        assert_eq!(counts(&stats, &"x".repeat(NAME_MAX - 1)), [0, 1]);
     }
 
     #[test]

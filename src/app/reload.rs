@@ -115,11 +115,11 @@ impl App {
         }
         let changes = Changes::between(&before, &config);
         let config = Arc::new(config);
-        let (opening, process) = (Arc::clone(&config), Arc::clone(&self.telemetry.process));
+        let (opening, telemetry) = (Arc::clone(&config), Arc::clone(&self.telemetry));
         let (known, known_tls) = (self.shared.clone(), self.running.tls());
         let opened = spawn_blocking(move || {
-            let shared = open(&opening, &process, Some(&known))?;
-            Ok((shared, load_tls(&opening, &process, &known_tls)?))
+            let shared = open(&opening, &telemetry, Some(&known))?;
+            Ok((shared, load_tls(&opening, &telemetry.process, &known_tls)?))
         });
         let opened = opened.await;
         let opened = opened.map_err(|panic| ReloadError::unusable("cannot open it", panic))?;

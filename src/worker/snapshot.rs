@@ -255,7 +255,7 @@ impl Builder {
         let shared = Shared {
             upstreams: Arc::default(),
             directories: Arc::new(Directories::new(Arc::default())),
-            components: Arc::new(Components::new(&config, &self.telemetry.process)),
+            components: Arc::new(Components::new(&config, &self.telemetry)),
             stores: Arc::default(),
         };
         Snapshot {

@@ -19,7 +19,7 @@ use std::{
 use ::http::{HeaderValue, Method, Request, Uri, Version, header};
 use bytes::{Bytes, BytesMut};
 use h2::client::SendRequest;
-use thalweg_filters::{Error, Side, ending::grpc_status};
+use thalweg_filters::{Error, Side, ending::grpc_status, metrics};
 use thalweg_proto::{
     bindings::{
         Empty, InitRequest, ListOperationsResponse, Message, Properties, framed,
@@ -30,7 +30,11 @@ use thalweg_proto::{
 use tokio::time::{sleep, timeout};
 
 use super::INSTANCE;
-use crate::{config, telemetry::BindingStats, upstream::connect::connect};
+use crate::{
+    config,
+    telemetry::{BindingStats, Telemetry},
+    upstream::connect::connect,
+};
 
 const SERVICE: &str = "dapr.proto.components.v1.OutputBinding";
 const REFLECTION: [&str; 2] = [
@@ -61,6 +65,8 @@ struct Shared {
     state: Mutex<State>,
     was_ready: AtomicBool,
     stats: Arc<BindingStats>,
+    /// What is counted of its streams, which wants to know its operations.
+    streams: Arc<metrics::BindingStats>,
 }
 
 #[derive(Debug)]
@@ -101,12 +107,13 @@ struct Refusal {
 // === impl Handle ===
 
 impl Handle {
-    pub(super) fn new(label: String, stats: Arc<BindingStats>) -> Self {
+    pub(super) fn new(binding: &str, telemetry: &Telemetry) -> Self {
         Self(Arc::new(Shared {
-            label,
+            label: format!("binding {binding}"),
             state: Mutex::new(State::Waiting("it was not reached yet".into())),
             was_ready: AtomicBool::new(false),
-            stats,
+            stats: telemetry.process.binding(binding),
+            streams: telemetry.streams.binding(binding),
         }))
     }
 
@@ -236,6 +243,7 @@ impl Handle {
             "{}: the component is ready",
             self.0.label
         );
+        self.0.streams.know(operations.as_deref());
         *self.state() = State::Ready(Arc::new(Ready {
             operations,
             streams: AtomicU8::new(streams as u8),

@@ -21,7 +21,7 @@ use tokio::{
 use super::Handle;
 use crate::{
     config::{self, BindingTarget, Config},
-    telemetry::Process,
+    telemetry::Telemetry,
 };
 
 /// The components of the whole process.
@@ -32,7 +32,7 @@ pub(crate) struct Components {
     handles: Mutex<HashMap<String, Handle>>,
     config: watch::Sender<Arc<Config>>,
     found: RwLock<HashMap<String, Found>>,
-    process: Arc<Process>,
+    telemetry: Arc<Telemetry>,
 }
 
 #[derive(Debug)]
@@ -54,12 +54,12 @@ struct Supervised {
 
 impl Components {
     /// The components that the configuration names, and a place for those that are found.
-    pub(crate) fn new(config: &Arc<Config>, process: &Arc<Process>) -> Self {
+    pub(crate) fn new(config: &Arc<Config>, telemetry: &Arc<Telemetry>) -> Self {
         Self {
             handles: Mutex::default(),
             config: watch::Sender::new(Arc::clone(config)),
             found: RwLock::default(),
-            process: Arc::clone(process),
+            telemetry: Arc::clone(telemetry),
         }
     }
 
@@ -138,7 +138,7 @@ impl Components {
         if let Some(handle) = handles.get(name) {
             return handle.clone();
         }
-        let handle = Handle::new(format!("binding {name}"), self.process.binding(name));
+        let handle = Handle::new(name, &self.telemetry);
         handles.insert(name.to_owned(), handle.clone());
         handle
     }

@@ -429,3 +429,45 @@ async fn each_stream_is_counted_once_by_its_real_end() {
     );
     assert!(metrics.contains("# TYPE dapr_component_output_binding_latencies histogram"));
 }
+
+#[tokio::test]
+async fn words_of_clients_are_no_labels() {
+    let mut component = Component::start().await;
+    let it = format!("it: {{component: {{address: \"{}\"}}}}", component.address);
+    let proxy = proxy(&[&it, "store: {object_store: {url: \"memory://\"}}"]).await;
+    ready(&proxy, "it").await;
+    let client = Client::connect(&proxy).await;
+    let line = |component: &str, operation: &str, success: bool| {
+        format!(
+            "dapr_component_output_binding_count{{app_id=\"thalweg\",component=\"{component}\",namespace=\"\",operation=\"{operation}\",success=\"{success}\"}}"
+        )
+    };
+
+    // More of them than there are labels, and each as long as a name may be.
+    for index in 0..70 {
+        for name in ["store", "it"] {
+            let target = format!("/v1.0-alpha1/bindings/{name}/stream?operation={index:0200}");
+            assert_eq!(client.post(&target, b"").await.status, 400);
+        }
+    }
+    let list = "/v1.0-alpha1/bindings/store/stream?operation=list&metadata.maxResults=none";
+    assert_eq!(client.post(list, b"").await.status, 400);
+    let (answer, ()) = tokio::join!(client.post(STREAM, b""), async {
+        fine(component.call().await).await;
+    });
+    assert_eq!(answer.status, 200);
+
+    proxy.metric_is(&line("store", "other", false), 70).await;
+    proxy.metric_is(&line("store", "list", false), 1).await;
+    proxy.metric_is(&line("it", "other", false), 70).await;
+    proxy.metric_is(&line("it", "create", true), 1).await;
+    let metrics = proxy.admin("/metrics").await;
+    let count = "dapr_component_output_binding_count{";
+    assert_eq!(
+        metrics
+            .lines()
+            .filter(|line| line.starts_with(count))
+            .count(),
+        4
+    );
+}
