@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use bytes::{BufMut, Bytes, BytesMut};
 pub use prost::Message;
 
+pub mod metadata;
 pub mod reader;
 pub mod reflection;
 pub mod writer;

@@ -33,7 +33,15 @@ use thalweg_filters::{
     stream::Protocol,
     timeouts::Timeouts,
 };
-use thalweg_proto::{bindings::Form, method::is_grpc_content_type, status::Code};
+use thalweg_proto::{
+    bindings::{
+        Form,
+        metadata::{Bounds, Excess},
+        reader::INITIAL_MAX,
+    },
+    method::is_grpc_content_type,
+    status::Code,
+};
 use tower::{Service, service_fn};
 
 use crate::{
@@ -92,6 +100,8 @@ pub(crate) struct Bindings {
     found: RefCell<HashMap<String, Rc<Binding>>>,
     components: Arc<Components>,
     builder: Builder,
+    /// The largest bounds of all, for a call that has not named its binding yet.
+    largest: CallBounds,
 }
 
 /// A binding, as one worker has built it.
@@ -111,6 +121,15 @@ struct Builder {
     upstreams: Arc<Upstreams>,
     aborts: Rc<Aborts>,
     worker: usize,
+}
+
+/// How much of a call is kept whole, each way.
+#[derive(Clone, Copy, Debug)]
+struct CallBounds {
+    /// Bytes of the payload of a unary call.
+    bytes: usize,
+    /// Entries of metadata.
+    metadata: usize,
 }
 
 /// Where the streams of a binding end.
@@ -168,6 +187,7 @@ impl Bindings {
             found: RefCell::new(found),
             components,
             builder,
+            largest: CallBounds::largest(&config.bindings),
         }
     }
 
@@ -185,6 +205,15 @@ impl Bindings {
         let binding = self.find(&invocation.name)?;
         if invocation.operation.is_empty() {
             return Err(bad_request("operation is required"));
+        }
+        if invocation.operation.len() > OPERATION_MAX {
+            let message = format!("an operation's name has at most {OPERATION_MAX} bytes");
+            return Err(bad_request(message));
+        }
+        let most = binding.config.max_metadata;
+        if invocation.metadata.len() > most {
+            let label = format!("binding {}", invocation.name);
+            return Err(excess(&label, Excess::Entries, most, Side::Client));
         }
         let extensions = request.extensions_mut();
         extensions.insert(Operation(Arc::clone(&invocation.operation)));
@@ -215,21 +244,9 @@ impl Bindings {
         self.invoke(invocation, request)
     }
 
-    /// The largest of all buffers, for a call that has not named its binding yet.
-    fn largest_buffer(&self) -> usize {
-        let buffers = self
-            .configured
-            .values()
-            .map(|binding| binding.config.buffer_max_bytes);
-        buffers
-            .max()
-            .unwrap_or(0)
-            .max(config::Binding::BUFFER_MAX_BYTES)
-    }
-
-    /// The most that a unary call of this binding may carry each way.
-    fn buffer_max(&self, name: &str) -> Result<usize, Error> {
-        Ok(self.find(name)?.config.buffer_max_bytes)
+    /// How much a call of this binding may carry each way.
+    fn bounds(&self, name: &str) -> Result<CallBounds, Error> {
+        Ok(CallBounds::of(&self.find(name)?.config))
     }
 
     fn find(&self, name: &str) -> Result<Rc<Binding>, Error> {
@@ -246,7 +263,7 @@ impl Bindings {
                 Code::NotFound,
                 "no_binding",
                 Side::Client,
-                format!("couldn't find output binding {name}"),
+                format!("couldn't find output binding {name:.100}"),
             ));
         };
         if let Some(known) = found.get(name)
@@ -270,7 +287,7 @@ impl Builder {
         let label: Arc<str> = format!("binding {}", config.name).into();
         let buffer = Buffer {
             label: Arc::clone(&label),
-            most: config.buffer_max_bytes,
+            bounds: CallBounds::of(config),
             stats: process.binding(&config.name),
         };
         // A component says itself what it can do, as soon as it has been reached.
@@ -331,6 +348,37 @@ impl Builder {
     }
 }
 
+// === impl CallBounds ===
+
+impl CallBounds {
+    fn of(binding: &config::Binding) -> Self {
+        Self {
+            bytes: binding.buffer_max_bytes,
+            metadata: binding.max_metadata,
+        }
+    }
+
+    /// The largest of all. Those that are found by their sockets have the defaults.
+    fn largest(bindings: &[Arc<config::Binding>]) -> Self {
+        let default = Self {
+            bytes: config::Binding::BUFFER_MAX_BYTES,
+            metadata: config::Binding::MAX_METADATA,
+        };
+        bindings.iter().fold(default, |largest, binding| Self {
+            bytes: largest.bytes.max(binding.buffer_max_bytes),
+            metadata: largest.metadata.max(binding.max_metadata),
+        })
+    }
+
+    /// The bounds of metadata of which nothing has come yet.
+    fn for_metadata(self) -> Bounds {
+        Bounds {
+            entries: self.metadata,
+            bytes: METADATA_BYTES,
+        }
+    }
+}
+
 // === what the files below share ===
 
 /// Headers that tell to which trace a stream belongs, and how far it has come.
@@ -340,6 +388,32 @@ const TRACE: [HeaderName; 4] = [
     HeaderName::from_static("baggage"),
     HOPS,
 ];
+
+/// Most bytes of all metadata of a call. With its name and operation they make an initial message, which has a bound of its own.
+const METADATA_BYTES: usize = INITIAL_MAX - 4096;
+
+/// Most bytes of an operation's name.
+const OPERATION_MAX: usize = 256;
+
+/// Refuses metadata that exceed the bounds of their binding.
+fn excess(label: &str, excess: Excess, most: usize, side: Side) -> Error {
+    let message = match excess {
+        Excess::Entries => {
+            format!("{label}: there are more than {most} metadata (buffer.max_metadata)")
+        }
+        Excess::Bytes => format!("{label}: the metadata have more than {METADATA_BYTES} bytes"),
+        Excess::Malformed(error) => {
+            let code = match side {
+                Side::Client => Code::InvalidArgument,
+                _ => Code::Internal,
+            };
+            let message = format!("{label}: the metadata cannot be read: {error}");
+            return Error::new(code, "malformed_message", side, message);
+        }
+    };
+    Error::new(Code::ResourceExhausted, "too_much_metadata", side, message)
+        .with_http_status(if side == Side::Client { 431 } else { 502 })
+}
 
 fn bad_request(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(Code::InvalidArgument, "bad_request", Side::Client, message)

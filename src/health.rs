@@ -91,7 +91,7 @@ impl Health {
         let (parts, mut body) = request.into_parts();
         let path = parts.uri.path();
         if !is_grpc(&parts) || ![CHECK, WATCH].contains(&path) {
-            let message = format!("no route for {path}");
+            let message = format!("no route for {path:.256}");
             let error = Error::new(Code::Unimplemented, "no_route", Side::Client, message);
             return Err(error.with_http_status(404));
         }
@@ -110,7 +110,8 @@ impl Health {
     fn check(&self, service: &str) -> Result<Body, Error> {
         let status = self.status(service);
         if status == ServingStatus::ServiceUnknown {
-            let message = format!("no service `{service}`: ask with the empty name for the proxy");
+            let message =
+                format!("no service `{service:.256}`: ask with the empty name for the proxy");
             return Err(Error::new(
                 Code::NotFound,
                 "unknown_service",

@@ -131,7 +131,7 @@ impl Service<Request<Body>> for Api {
         let bindings = Rc::clone(&self.bindings);
         let call = request.extensions_mut().remove::<Call>();
         match call.expect("the call was recognised before it came here") {
-            Call::GrpcStream => match inflate::inflated(request, bindings.largest_buffer()) {
+            Call::GrpcStream => match inflate::inflated(request, bindings.largest.bytes) {
                 Ok(request) => self.first_message.borrow_mut().call(request),
                 Err(error) => Box::pin(std::future::ready(Err(error))),
             },

@@ -18,12 +18,15 @@ use thalweg_filters::{
     Body, Chunk, Error, Side, StreamContext, ending::grpc_status, stream::Booking,
 };
 use thalweg_proto::{
-    bindings::{Form, InitialResponse, Message, framed_initial, writer::Writer},
+    bindings::{
+        Form, InitialResponse, Message, framed_initial, metadata::Place, reader::INITIAL_MAX,
+        writer::Writer,
+    },
     status::Code,
 };
 
 use super::{
-    grpc_answer, no_status, ok_status, response,
+    CallBounds, excess, grpc_answer, no_status, ok_status, response,
     translate::{Plan, Sender, Translate},
 };
 use crate::{config, forward, telemetry::BindingStats, upstream::Cluster};
@@ -31,7 +34,7 @@ use crate::{config, forward, telemetry::BindingStats, upstream::Cluster};
 /// What bounds a collected request and its answer, and who counts it.
 pub(super) struct Buffer {
     pub(super) label: Arc<str>,
-    pub(super) most: usize,
+    pub(super) bounds: CallBounds,
     pub(super) stats: Arc<BindingStats>,
 }
 
@@ -52,9 +55,14 @@ impl Buffer {
         let mut payload = Translate::new(body, plan, 0, None).without_initial();
         let mut whole = BytesMut::new();
         while let Some(chunk) = payload.next().await? {
-            if whole.len() + chunk.len() > self.most {
+            if whole.len() + chunk.len() > self.bounds.bytes {
                 self.stats.buffer_overflows.increment();
-                return Err(too_large(&self.label, "request", self.most, Side::Client));
+                return Err(too_large(
+                    &self.label,
+                    "request",
+                    self.bounds.bytes,
+                    Side::Client,
+                ));
             }
             grow(booked, chunk.len(), &self.label)?;
             whole.put(chunk);
@@ -99,7 +107,10 @@ impl Buffer {
                 "the answer is no message, or a compressed one".into(),
             ));
         }
-        let answer = A::decode(whole.slice(5..))
+        let message = whole.slice(5..);
+        let checked = (self.bounds.for_metadata()).check(&message, Place::UnaryResponse);
+        checked.map_err(|why| excess(label, why, self.bounds.metadata, Side::Upstream))?;
+        let answer = A::decode(message)
             .map_err(|error| malformed(format!("the answer cannot be read: {error}")))?;
         let (initial, data) = into(answer);
         Ok(answered_in(booked, &initial, data))
@@ -111,13 +122,18 @@ impl Buffer {
         booked: &mut Booking,
     ) -> Result<(Bytes, Option<HeaderMap>), Error> {
         // The head of the message, and what stands beside the payload in it.
-        let most = self.most + 64 * 1024;
+        let most = self.bounds.bytes + INITIAL_MAX;
         let mut whole = BytesMut::new();
         while let Some(frame) = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
             match frame?.into_data() {
                 Ok(chunk) if whole.len() + chunk.len() > most => {
                     self.stats.buffer_overflows.increment();
-                    return Err(too_large(&self.label, "answer", self.most, Side::Upstream));
+                    return Err(too_large(
+                        &self.label,
+                        "answer",
+                        self.bounds.bytes,
+                        Side::Upstream,
+                    ));
                 }
                 Ok(chunk) => {
                     grow(booked, chunk.len(), &self.label)?;

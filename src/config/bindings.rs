@@ -34,6 +34,8 @@ pub struct Binding {
     pub target: BindingTarget,
     /// Most bytes of one message that is kept whole: for a far side that does not stream.
     pub buffer_max_bytes: usize,
+    /// Most metadata of a call, and of an answer that is read.
+    pub max_metadata: usize,
     /// What becomes of handshakes that fail.
     pub resiliency: Resiliency,
     /// How long streams may take.
@@ -233,6 +235,7 @@ impl Binding {
             name: name.to_owned(),
             target: BindingTarget::Component(component),
             buffer_max_bytes: Self::BUFFER_MAX_BYTES,
+            max_metadata: Self::MAX_METADATA,
             resiliency: Resiliency::default(),
             timeouts: RouteTimeouts::default(),
             filters: filters.to_vec(),
@@ -240,6 +243,7 @@ impl Binding {
     }
 
     pub(crate) const BUFFER_MAX_BYTES: usize = 4 << 20;
+    pub(crate) const MAX_METADATA: usize = 128;
 }
 
 // === impl Place ===

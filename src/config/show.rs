@@ -346,7 +346,10 @@ fn binding(binding: &Binding) -> Value {
     let (kind, target) = target(&binding.target);
     json!({
         kind: target,
-        "buffer": {"max_bytes": size(binding.buffer_max_bytes)},
+        "buffer": {
+            "max_bytes": size(binding.buffer_max_bytes),
+            "max_metadata": binding.max_metadata,
+        },
         "resiliency": resiliency(&binding.resiliency),
         "timeouts": route_timeouts(&binding.timeouts),
         "filters": filters(&binding.filters),

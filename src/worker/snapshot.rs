@@ -91,7 +91,8 @@ where
 {
     let (parts, body) = request.into_parts();
     let Some(route) = routes.find(&parts) else {
-        let message = format!("no route for {}", parts.uri.path());
+        // The client knows what it asked for; the rest of a long path would only come back to it.
+        let message = format!("no route for {:.256}", parts.uri.path());
         return Err(
             Error::new(Code::Unimplemented, "no_route", Side::Client, message)
                 .with_http_status(404),

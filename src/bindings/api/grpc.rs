@@ -8,12 +8,13 @@ use thalweg_filters::{Body, Error, Side, ending::grpc_status, initial_message::I
 use thalweg_proto::{
     bindings::{
         FirstRequest, InitialRequest, InvokeBindingRequest, InvokeBindingResponse, Message, framed,
+        metadata::Place, reader::INITIAL_MAX,
     },
     status::Code,
 };
 
 use super::{
-    super::{Bindings, Invocation, bad_request, buffered, ok_status, response},
+    super::{Bindings, Invocation, bad_request, buffered, excess, ok_status, response},
     http::Answer,
     inflate,
 };
@@ -28,6 +29,9 @@ pub(super) async fn named(
 ) -> Result<Response<Body>, Error> {
     let first = request.extensions_mut().remove::<InitialMessage>();
     let InitialMessage(first) = first.expect("the first message was read before");
+    let most = bindings.largest;
+    let checked = most.for_metadata().check(&first, Place::FirstRequest);
+    checked.map_err(|why| excess("the first message", why, most.metadata, Side::Client))?;
     let first = FirstRequest::decode(first).map_err(malformed)?;
     let Some(initial) = first.initial_request else {
         return Err(bad_request(
@@ -48,11 +52,14 @@ pub(super) async fn unary(
     bindings: Rc<Bindings>,
     request: Request<Body>,
 ) -> Result<Response<Body>, Error> {
-    let most = bindings.largest_buffer();
-    let (parts, mut body) = inflate::inflated(request, most)?.into_parts();
-    let message = one_message(&mut body, most).await?;
+    let most = bindings.largest;
+    let (parts, mut body) = inflate::inflated(request, most.bytes)?.into_parts();
+    let message = one_message(&mut body, most.bytes).await?;
+    let checked = most.for_metadata().check(&message, Place::UnaryRequest);
+    checked.map_err(|why| excess("InvokeBinding", why, most.metadata, Side::Client))?;
     let call = InvokeBindingRequest::decode(message).map_err(malformed)?;
-    let most = bindings.buffer_max(&call.name)?;
+    let bounds = bindings.bounds(&call.name)?;
+    let most = bounds.bytes;
     let label = format!("binding {}", call.name);
     if call.data.len() > most {
         return Err(buffered::too_large(&label, "request", most, Side::Client));
@@ -69,7 +76,7 @@ pub(super) async fn unary(
     if grpc_status(answer.headers()).is_some_and(|code| code != Code::Ok) {
         return Ok(answer);
     }
-    let mut answer = Answer::read(answer, &label).await?;
+    let mut answer = Answer::read(answer, &label, bounds).await?;
     let data = answer.collect(most, &label).await?;
     let mut response = response(Body::empty());
     for (key, value) in &answer.initial.metadata {
@@ -77,7 +84,8 @@ pub(super) async fn unary(
             HeaderName::try_from(format!("metadata.{key}")),
             HeaderValue::try_from(value),
         ) {
-            response.headers_mut().insert(name, value);
+            // The message says it as well.
+            let _ = response.headers_mut().try_insert(name, value);
         }
     }
     let message = framed(&InvokeBindingResponse {
@@ -100,11 +108,11 @@ pub(in super::super) fn first_message(invocation: &Invocation) -> Bytes {
 
 /// The payload of the only message of a request.
 async fn one_message(body: &mut Body, most: usize) -> Result<Bytes, Error> {
-    // What stands beside the payload: names and metadata.
-    let most = most + 64 * 1024;
+    // With what stands beside the payload: names and metadata.
+    let all = most + INITIAL_MAX;
     let mut whole = bytes::BytesMut::new();
     while let Some(chunk) = buffered::next(body).await? {
-        if whole.len() + chunk.len() > most {
+        if whole.len() + chunk.len() > all {
             return Err(buffered::too_large(
                 "InvokeBinding",
                 "request",

@@ -5,28 +5,36 @@
 //! | operation | the header `dapr-operation`, or `operation` in the query |
 //! | metadata in | headers `metadata-KEY` and `x-dapr-metadata-KEY`, whose names have no case, and `metadata.KEY` in the query, which keeps its case and wins |
 //! | metadata out | headers `metadata.KEY` and `x-dapr-metadata-KEY` |
+//! | bounds of metadata | `buffer.max_metadata`, judged entry by entry as they are read |
 //! | content type | the component's, or `application/octet-stream` |
 //!
 //! The head of the answer is sent with the first message of the binding; a failure before it is a status, and one after it a visible
 //! break.
 
-use std::{collections::BTreeMap, rc::Rc, sync::Arc};
+use std::{collections::BTreeMap, fmt, rc::Rc, sync::Arc};
 
 use ::http::{
     HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header, request::Parts,
 };
 use bytes::{BufMut, Bytes, BytesMut};
 use percent_encoding::percent_decode_str;
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, MapAccess, Visitor},
+};
+use serde_json::value::RawValue;
 use thalweg_filters::{Body, Error, Side, ending::grpc_status};
 use thalweg_proto::{
-    bindings::{Form, InitialResponse, Message},
+    bindings::{
+        Form, InitialResponse, Message,
+        metadata::{Bounds, Excess, Place},
+    },
     status::Code,
 };
 
 use super::{
     super::{
-        Bindings, Invocation, bad_request, buffered, failure,
+        Bindings, CallBounds, Invocation, bad_request, buffered, excess, failure,
         http::Refusal,
         translate::{Plan, Sender, Translate},
     },
@@ -37,15 +45,22 @@ const OPERATION: &str = "dapr-operation";
 const METADATA_IN: [&str; 2] = ["metadata-", "x-dapr-metadata-"];
 const METADATA_OUT: [&str; 2] = ["metadata.", "x-dapr-metadata-"];
 
-/// The body of a unary call.
+/// The body of a unary call. What is of no concern here stays as it was written: read, JSON takes a hundred times its size.
 #[derive(Deserialize)]
-struct Json {
-    #[serde(default)]
-    data: Option<serde_json::Value>,
-    #[serde(default)]
-    metadata: BTreeMap<String, String>,
+struct Json<'a> {
+    #[serde(borrow, default)]
+    data: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    metadata: Option<&'a RawValue>,
     #[serde(default)]
     operation: String,
+}
+
+/// Metadata as they are found, as long as they keep within their bounds.
+struct Metadata {
+    found: BTreeMap<String, String>,
+    left: Bounds,
+    excess: Option<Excess>,
 }
 
 /// The call that a path is, if it is one.
@@ -70,13 +85,14 @@ pub(super) async fn stream(
 ) -> Result<Response<Body>, Error> {
     let (parts, body) = request.into_parts();
     let label = format!("binding {name}");
-    let invocation = invocation(name, &parts)?;
+    let bounds = bindings.bounds(&name)?;
+    let invocation = invocation(name, &parts, bounds, &label)?;
     let answer = bindings.invoke_raw(invocation, &parts, body)?.await?;
     let Answer {
         initial,
         trailer,
         payload,
-    } = Answer::read(answer, &label).await?;
+    } = Answer::read(answer, &label, bounds).await?;
     let mut response = Response::new(payload.into_body());
     *response.headers_mut() = headers(&initial, "application/octet-stream");
     if let Some(trailer) = trailer {
@@ -91,7 +107,8 @@ pub(super) async fn unary(
     name: String,
     request: Request<Body>,
 ) -> Result<Response<Body>, Error> {
-    let most = bindings.buffer_max(&name)?;
+    let bounds = bindings.bounds(&name)?;
+    let most = bounds.bytes;
     let label = format!("binding {name}");
     let (parts, mut body) = request.into_parts();
     let mut whole = BytesMut::new();
@@ -102,8 +119,10 @@ pub(super) async fn unary(
         }
         whole.put(chunk);
     }
-    let malformed = |why: &dyn std::fmt::Display| {
-        let message = format!("failed deserializing HTTP body: {why}");
+    let malformed = |why: &dyn fmt::Display| {
+        // It may quote all of the body.
+        let why = why.to_string();
+        let message = format!("failed deserializing HTTP body: {why:.300}");
         Error::new(
             Code::InvalidArgument,
             "malformed_request",
@@ -114,20 +133,28 @@ pub(super) async fn unary(
     if whole.trim_ascii_start().first() == Some(&b'[') {
         return Err(malformed(&"expected an object, found a list"));
     }
-    let json: Json = serde_json::from_slice(&whole).map_err(|error| malformed(&error))?;
+    let whole = whole.freeze();
+    let json: Json<'_> = serde_json::from_slice(&whole).map_err(|error| malformed(&error))?;
     let data = json
         .data
-        .map_or_else(Bytes::new, |data| data.to_string().into());
+        .map_or_else(Bytes::new, |data| whole.slice_ref(data.get().as_bytes()));
+    let mut metadata = Metadata::new(bounds);
+    if let Some(text) = json.metadata {
+        let mut text = serde_json::Deserializer::from_str(text.get());
+        let read = text.deserialize_map(&mut metadata);
+        metadata.check(bounds, &label)?;
+        read.map_err(|error| malformed(&error))?;
+    }
     let invocation = Invocation {
         name,
         operation: json.operation.into(),
-        metadata: json.metadata,
+        metadata: metadata.found,
         unary: true,
     };
     let answer = bindings
         .invoke_raw(invocation, &parts, Body::full(data))?
         .await?;
-    let mut answer = Answer::read(answer, &label).await?;
+    let mut answer = Answer::read(answer, &label, bounds).await?;
     let data = answer.collect(most, &label).await?;
     let mut response = Response::new(Body::empty());
     *response.headers_mut() = headers(&answer.initial, "application/json");
@@ -150,7 +177,11 @@ pub(super) struct Answer {
 // === impl Answer ===
 
 impl Answer {
-    pub(super) async fn read(response: Response<Body>, label: &str) -> Result<Self, Error> {
+    pub(super) async fn read(
+        response: Response<Body>,
+        label: &str,
+        bounds: CallBounds,
+    ) -> Result<Self, Error> {
         let (parts, body) = response.into_parts();
         if let Some(error) = failure(label, &parts.headers) {
             let refusal = parts.extensions.get::<Refusal>();
@@ -172,7 +203,10 @@ impl Answer {
         };
         let mut payload = Translate::new(body, plan, 0, None).without_initial();
         let initial = std::future::poll_fn(|cx| payload.poll_initial(cx)).await?;
-        let initial = InitialResponse::decode(initial.unwrap_or_default()).map_err(|error| {
+        let initial = initial.unwrap_or_default();
+        let checked = (bounds.for_metadata()).check(&initial, Place::InitialResponse);
+        checked.map_err(|why| excess(label, why, bounds.metadata, Side::Upstream))?;
+        let initial = InitialResponse::decode(initial).map_err(|error| {
             let message = format!("{label}: initial_response cannot be read: {error}");
             Error::new(Code::Internal, "malformed_message", Side::Upstream, message)
         })?;
@@ -199,9 +233,59 @@ impl Answer {
     }
 }
 
-fn invocation(name: String, parts: &Parts) -> Result<Invocation, Error> {
+// === impl Metadata ===
+
+impl Metadata {
+    fn new(bounds: CallBounds) -> Self {
+        Self {
+            found: BTreeMap::new(),
+            left: bounds.for_metadata(),
+            excess: None,
+        }
+    }
+
+    /// Whether there is room for one more entry; if not, `check` says so.
+    fn has_room(&mut self, key: &str, value: &str) -> bool {
+        let taken = self.left.take(key.len() + value.len());
+        self.excess = self.excess.or_else(|| taken.err());
+        self.excess.is_none()
+    }
+
+    fn check(&self, bounds: CallBounds, label: &str) -> Result<(), Error> {
+        match self.excess {
+            None => Ok(()),
+            Some(why) => Err(excess(label, why, bounds.metadata, Side::Client)),
+        }
+    }
+}
+
+/// Reads a JSON object of texts.
+impl<'de> Visitor<'de> for &mut Metadata {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("metadata: an object of strings")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some((key, value)) = map.next_entry::<String, String>()? {
+            if !self.has_room(&key, &value) {
+                return Err(de::Error::custom("too much"));
+            }
+            self.found.insert(key, value);
+        }
+        Ok(())
+    }
+}
+
+fn invocation(
+    name: String,
+    parts: &Parts,
+    bounds: CallBounds,
+    label: &str,
+) -> Result<Invocation, Error> {
     let mut operation = None;
-    let mut metadata = BTreeMap::new();
+    let mut metadata = Metadata::new(bounds);
     for (name, value) in &parts.headers {
         let text = || {
             let text = std::str::from_utf8(value.as_bytes());
@@ -212,9 +296,12 @@ fn invocation(name: String, parts: &Parts) -> Result<Invocation, Error> {
         } else if let Some(key) = METADATA_IN.iter().find_map(|prefix| name.as_str().strip_prefix(prefix))
             && !key.is_empty()
             // The first of several headers counts, as with Dapr.
-            && !metadata.contains_key(key)
+            && !metadata.found.contains_key(key)
         {
-            metadata.insert(key.to_owned(), text()?.to_owned());
+            let text = text()?;
+            if metadata.has_room(key, text) {
+                metadata.found.insert(key.to_owned(), text.to_owned());
+            }
         }
     }
     let query = parts.uri.query().unwrap_or_default();
@@ -225,16 +312,20 @@ fn invocation(name: String, parts: &Parts) -> Result<Invocation, Error> {
         let (key, value) = (decoded(key)?, decoded(value)?);
         if key == "operation" {
             operation.get_or_insert(value);
-        } else if let Some(key) = key.strip_prefix("metadata.").filter(|key| !key.is_empty()) {
-            metadata.retain(|known: &String, _| !known.eq_ignore_ascii_case(key));
-            metadata.insert(key.to_owned(), value);
+        } else if let Some(key) = key.strip_prefix("metadata.").filter(|key| !key.is_empty())
+            && metadata.has_room(key, &value)
+        {
+            let found = &mut metadata.found;
+            found.retain(|known, _| !known.eq_ignore_ascii_case(key));
+            found.insert(key.to_owned(), value);
         }
     }
+    metadata.check(bounds, label)?;
     match operation.filter(|operation| !operation.is_empty()) {
         Some(operation) => Ok(Invocation {
             name,
             operation: operation.into(),
-            metadata,
+            metadata: metadata.found,
             unary: false,
         }),
         None => Err(bad_request(
@@ -266,7 +357,7 @@ fn headers(initial: &InitialResponse, content_type: &'static str) -> HeaderMap {
         };
         for prefix in METADATA_OUT {
             if let Ok(name) = HeaderName::try_from(format!("{prefix}{key}")) {
-                headers.insert(name, value.clone());
+                let _ = headers.try_insert(name, value.clone()); // There is room for ten thousand of each.
             }
         }
     }

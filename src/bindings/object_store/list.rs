@@ -16,6 +16,7 @@ use futures_util::{
 use http_body::Frame;
 use object_store::{ObjectMeta, path::Path};
 use serde::Serialize;
+use serde_json::value::RawValue;
 use thalweg_filters::{Body, Chunk, Error, body::Ledger};
 
 use super::{super::bad_request, download::WINDOW, store, wanted::Wanted};
@@ -103,11 +104,11 @@ impl Selection {
 
 /// The texts and numbers of a JSON object.
 fn texts(json: &[u8]) -> Result<BTreeMap<String, String>, Error> {
-    let object: BTreeMap<String, serde_json::Value> = serde_json::from_slice(json)
+    let object: BTreeMap<String, &RawValue> = serde_json::from_slice(json)
         .map_err(|error| bad_request(format!("what to list is said in a JSON object: {error}")))?;
-    let text = |(name, value): (String, serde_json::Value)| match value {
-        serde_json::Value::String(text) => Some((name, text)),
-        serde_json::Value::Number(number) => Some((name, number.to_string())),
+    let text = |(name, value): (String, &RawValue)| match value.get().as_bytes() {
+        [b'"', ..] => Some((name, serde_json::from_str(value.get()).ok()?)),
+        [b'-' | b'0'..=b'9', ..] => Some((name, value.get().to_owned())),
         _ => None,
     };
     Ok(object.into_iter().filter_map(text).collect())

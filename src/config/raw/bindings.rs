@@ -35,7 +35,7 @@ pub(in crate::config) struct Binding {
     /// is the answer.
     pub(in crate::config) http: Option<Http>,
 
-    /// What is kept whole of a stream for a far side that does not stream.
+    /// What is kept whole of a call.
     pub(in crate::config) buffer: Option<Buffer>,
 
     /// What becomes of handshakes that fail. A handshake ends with the first message of the
@@ -174,7 +174,7 @@ pub(in crate::config) struct Http {
     pub(in crate::config) tls: Option<UpstreamTls>,
 }
 
-/// What is kept whole of a stream for a far side that does not stream.
+/// What is kept whole of a call.
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct Buffer {
@@ -183,6 +183,11 @@ pub(in crate::config) struct Buffer {
     /// `4MiB`, the largest message that gRPC libraries and Dapr take by default.
     #[schemars(range(min = 1, max = 1_073_741_824))]
     pub(in crate::config) max_bytes: Option<Size>,
+
+    /// Most metadata of a call, and of an answer that is read for plain HTTP or kept whole. Beyond, the call is refused, as it is
+    /// when they have more than 60 KiB together. Default `128`, more than HTTP servers commonly take headers.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub(in crate::config) max_metadata: Option<Count>,
 }
 
 /// What becomes of handshakes that fail.

@@ -125,10 +125,11 @@ impl Resolve<'_> {
                 None
             };
             let resiliency = raw.resiliency.unwrap_or_default();
+            let buffer = raw.buffer.unwrap_or_default();
             bindings.push(Arc::new(Binding {
                 target: target.unwrap_or(BindingTarget::Echo),
-                buffer_max_bytes: (raw.buffer.unwrap_or_default().max_bytes)
-                    .map_or(Binding::BUFFER_MAX_BYTES, Size::usize),
+                buffer_max_bytes: (buffer.max_bytes).map_or(Binding::BUFFER_MAX_BYTES, Size::usize),
+                max_metadata: (buffer.max_metadata).map_or(Binding::MAX_METADATA, Count::usize),
                 resiliency: self.resiliency(resiliency, &format!("{path}.resiliency")),
                 timeouts: route_timeouts(raw.timeouts),
                 filters: match raw.filters {

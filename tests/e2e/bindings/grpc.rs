@@ -573,3 +573,61 @@ async fn first_message_is_judged_before_anything_is_dialed() {
     assert_eq!(answer.code(), Code::Unavailable);
     assert_eq!(answer.reason(), Some("component_unavailable"));
 }
+
+// === the bounds of metadata ===
+
+/// A message with so many empty entries at a field, and behind what opens it.
+fn flood(start: &[u8], field: u64, count: usize) -> Vec<u8> {
+    let mut message = start.to_vec();
+    for _ in 0..count {
+        put_bytes(&mut message, field, b"");
+    }
+    message
+}
+
+#[tokio::test]
+async fn metadata_are_counted_before_they_are_collected() {
+    let proxy = proxy(&[
+        "echo: {echo: {}, buffer: {max_metadata: 3}}",
+        "other: {echo: {}}",
+    ])
+    .await;
+    let client = Client::connect(&proxy).await;
+    let pairs: Vec<_> = ["a", "b", "c", "d"].map(|key| (key, "x")).into();
+    let refused = (Code::ResourceExhausted, Some("too_much_metadata"));
+
+    // A binding's own bound, once it is known which it is.
+    let mut good = client.invoke("echo", &pairs[..3]).await;
+    good.outgoing.end();
+    assert_eq!(good.answer().await.code(), Code::Ok);
+    let answer = client.invoke("echo", &pairs).await.answer().await;
+    assert_eq!((answer.code(), answer.reason()), refused);
+    let mut good = client.invoke("other", &pairs).await;
+    good.outgoing.end();
+    assert_eq!(good.answer().await.code(), Code::Ok);
+
+    // The largest of all before that; an entry with the same key counts each time.
+    let mut first = vec![];
+    put_bytes(&mut first, 1, &flood(&[], 3, 13_000));
+    let mut call = client.call(STREAM, &[]).await;
+    call.outgoing.message(&first).await;
+    let answer = call.answer().await;
+    assert_eq!((answer.code(), answer.reason()), refused);
+    let whole = flood(&unary("echo", "create", b""), 3, 600_000);
+    let answer = client.unary(UNARY, &whole).await;
+    assert_eq!((answer.code(), answer.reason()), refused);
+}
+
+#[tokio::test]
+async fn bound_of_a_unary_call_is_told_as_it_is_set() {
+    let proxy = proxy(&["echo: {echo: {}}"]).await;
+    let client = Client::connect(&proxy).await;
+
+    let mut call = client.call(UNARY, &[]).await;
+    let message = unary("echo", "create", &[0; (4 << 20) + (1 << 17)]);
+    // It is refused when it is too large, and not when it is whole.
+    let _ = call.outgoing.try_data(framed(&message)).await;
+
+    let text = call.answer().await.text();
+    assert!(text.contains("more than 4194304 bytes"), "{text}");
+}

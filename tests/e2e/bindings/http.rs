@@ -420,6 +420,11 @@ async fn unary_call_is_json_there_and_whatever_comes_back() {
         (r#"{"operation": "create", "data": {"a":1}}"#, r#"{"a":1}"#),
         // A string arrives with its quotes, as with Dapr.
         (r#"{"operation": "create", "data": "text"}"#, "\"text\""),
+        // Numbers and the order of keys are as the client wrote them.
+        (
+            r#"{"data": {"b":1.10,"a":12345678901234567890123}, "operation": "create"}"#,
+            r#"{"b":1.10,"a":12345678901234567890123}"#,
+        ),
     ] {
         let answer = client.post("/v1.0/bindings/echo", json.as_bytes()).await;
         assert_eq!(answer.status, 200);
@@ -427,6 +432,11 @@ async fn unary_call_is_json_there_and_whatever_comes_back() {
         assert_eq!(answer.body, data);
     }
 
+    let nothing = br#"{"operation": "create", "data": null, "metadata": null}"#;
+    assert_eq!(
+        client.post("/v1.0/bindings/echo", nothing).await.status,
+        204
+    );
     let json = br#"{"operation": "create", "metadata": {"key": "v"}}"#;
     let answer = client.post("/v1.0/bindings/echo", json).await;
     assert_eq!((answer.status.as_u16(), &answer.body[..]), (204, &b""[..]));
@@ -445,12 +455,134 @@ async fn bad_unary_calls_are_told_what_is_wrong() {
         (b"", 400, "ERR_MALFORMED_REQUEST"),
         (b"[]", 400, "ERR_MALFORMED_REQUEST"),
         (b"{}", 400, "ERR_BAD_REQUEST"),
+        (
+            br#"{"operation":"create","metadata":{"a":1}}"#,
+            400,
+            "ERR_MALFORMED_REQUEST",
+        ),
+        (
+            br#"{"operation":"create","metadata":["a"]}"#,
+            400,
+            "ERR_MALFORMED_REQUEST",
+        ),
         (&large[..], 413, "ERR_BUFFER_OVERFLOW"),
     ] {
         let answer = client.post("/v1.0/bindings/echo", json).await;
         assert_eq!(answer.status, status);
         assert_eq!(answer.error().0, code);
     }
+}
+
+// === the bounds of metadata ===
+
+/// So many entries of metadata as JSON.
+fn json_with(count: usize, value: &str) -> String {
+    let entries: Vec<_> = (0..count)
+        .map(|index| format!("\"k{index}\":\"{value}\""))
+        .collect();
+    format!(
+        "{{\"operation\":\"create\",\"metadata\":{{{}}}}}",
+        entries.join(",")
+    )
+}
+
+#[tokio::test]
+async fn metadata_have_a_bound_that_the_binding_sets() {
+    let proxy = proxy(&[ECHO, "it: {echo: {}, buffer: {max_metadata: 3}}"]).await;
+    let client = Client::connect(&proxy).await;
+    let refused = (431, "ERR_TOO_MUCH_METADATA".to_owned());
+
+    for (name, most) in [("echo", 128), ("it", 3)] {
+        let unary = format!("/v1.0/bindings/{name}");
+        let query = |count| -> String {
+            (0..count)
+                .map(|index| format!("&metadata.k{index}=v"))
+                .collect()
+        };
+        let stream = |count| {
+            format!(
+                "/v1.0-alpha1/bindings/{name}/stream?operation=create{}",
+                query(count)
+            )
+        };
+
+        assert_eq!(
+            client
+                .post(&unary, json_with(most, "v").as_bytes())
+                .await
+                .status,
+            204
+        );
+        assert_eq!(client.post(&stream(most), b"").await.status, 200);
+        let too_many = json_with(most + 1, "v");
+        for answer in [
+            client.post(&unary, too_many.as_bytes()).await,
+            client.post(&stream(most + 1), b"").await,
+        ] {
+            assert_eq!((answer.status.as_u16(), answer.error().0), refused);
+            assert!(
+                answer
+                    .error()
+                    .1
+                    .contains(&format!("more than {most} metadata (buffer.max_metadata)"))
+            );
+        }
+    }
+    // The same key counts each time, and few that are large are too much as well.
+    let same = format!(
+        "{{\"operation\":\"create\",\"metadata\":{{{}\"a\":\"\"}}}}",
+        "\"a\":\"\",".repeat(200_000)
+    );
+    let large = json_with(100, &"x".repeat(10_000));
+    for json in [same, large] {
+        let answer = client.post("/v1.0/bindings/echo", json.as_bytes()).await;
+        assert_eq!((answer.status.as_u16(), answer.error().0), refused);
+    }
+    let reason = "thalweg_proxy_ends_total{reason=\"too_much_metadata\"}";
+    assert_eq!(proxy.metric(reason).await, 6);
+}
+
+#[tokio::test]
+async fn answer_with_too_much_metadata_is_refused() {
+    let mut component = Component::start().await;
+    let proxy = proxy(&[&format!(
+        "it: {{component: {{address: \"{}\"}}, buffer: {{max_metadata: 1}}}}",
+        component.address
+    )])
+    .await;
+    ready(&proxy, "it").await;
+    let client = Client::connect(&proxy).await;
+
+    let (answer, ()) = tokio::join!(client.post(STREAM, b""), async {
+        let (_call, mut outgoing) = component.stream().await;
+        let first = initial_response("", &[("a", "1"), ("b", "2")]);
+        outgoing.message(&first).await;
+        outgoing.trailers(&[("grpc-status", "0")]);
+    });
+
+    assert_eq!(
+        (answer.status.as_u16(), answer.error().0),
+        (502, "ERR_TOO_MUCH_METADATA".to_owned())
+    );
+}
+
+#[tokio::test]
+async fn name_of_an_operation_has_a_bound() {
+    let proxy = proxy(&[ECHO]).await;
+    let client = Client::connect(&proxy).await;
+    let json = |length: usize| format!("{{\"operation\":\"{}\"}}", "x".repeat(length));
+
+    let good = client
+        .post("/v1.0/bindings/echo", json(256).as_bytes())
+        .await;
+    let bad = client
+        .post("/v1.0/bindings/echo", json(257).as_bytes())
+        .await;
+
+    assert_eq!(
+        (good.status.as_u16(), bad.error().0.as_str()),
+        (204, "ERR_BAD_REQUEST")
+    );
 }
 
 // === what follows the routes ===

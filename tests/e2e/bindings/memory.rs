@@ -469,3 +469,25 @@ async fn what_was_collected_is_let_go_of() {
         );
     }
 }
+
+/// Read into values, 4 MiB of JSON take 365 MiB.
+#[tokio::test]
+async fn json_costs_no_more_than_its_text() {
+    let proxy = Running::start(&yaml(&["echo: {echo: {}}"])).await;
+    let client = client(&proxy.address).await;
+    let count = ((4 << 20) - 64) / 7;
+    let json = format!(
+        "{{\"operation\":\"create\",\"data\":[{}1]}}",
+        "{\"\":0},".repeat(count)
+    );
+    let before = proxy.memory();
+
+    let answer = client.post("/v1.0/bindings/echo", json.as_bytes()).await;
+
+    assert_eq!(
+        (answer.status.as_u16(), answer.body.len()),
+        (200, count * 7 + 3)
+    );
+    let more = proxy.memory().saturating_sub(before);
+    assert!(more < 48 << 20, "{more} bytes more");
+}
