@@ -1,17 +1,18 @@
 //! The target `http`: one streaming HTTP request to a URL, whose response streams back.
 //!
-//! Metadata of the client become headers of the request, and `path` is appended to the URL's, as with Dapr's own HTTP binding; headers
-//! of the response become metadata, with `statusCode` beside them. A status of 400 or above is a failure of the binding.
+//! Metadata of the client become headers of the request, but for those that [`headers`] refuses, and `path` is appended to the
+//! URL's, as with Dapr's own HTTP binding; headers of the response become metadata, with `statusCode` beside them. A status of 400 or
+//! above is a failure of the binding.
 
 use std::{collections::BTreeMap, rc::Rc, sync::Arc};
 
 use ::http::{
-    HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header,
+    HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, uri::PathAndQuery,
 };
-use percent_encoding::percent_decode_str;
 use thalweg_filters::{Body, Error, Side, StreamContext, stream::Protocol};
 use thalweg_proto::{
     bindings::{Form, InitialResponse, framed_initial},
+    path,
     status::{Code, encode_message},
 };
 
@@ -21,23 +22,11 @@ use super::{
 };
 use crate::{config, forward, upstream::Cluster};
 
+mod headers;
+
 /// The operations of a binding whose method is not fixed.
 pub(super) const OPERATIONS: [&str; 8] = [
     "create", "get", "head", "post", "put", "patch", "delete", "options",
-];
-
-/// Headers that belong to the connection or to the framing, and are nobody's to set.
-const OURS: [HeaderName; 10] = [
-    header::HOST,
-    header::CONTENT_LENGTH,
-    header::TRANSFER_ENCODING,
-    header::CONNECTION,
-    header::UPGRADE,
-    header::TE,
-    header::TRAILER,
-    header::EXPECT,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
 ];
 
 /// The status with which a web service refused, in the extensions of the answer: plain HTTP hears the same.
@@ -82,9 +71,15 @@ impl Http {
         }
         let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
         let content_type = parts.headers.get(header::CONTENT_TYPE).map(text);
-        let mut metadata: BTreeMap<String, String> = (parts.headers.iter())
-            .map(|(name, value)| (name.to_string(), text(value)))
-            .collect();
+        // A header that is there several times is one entry, as with Dapr.
+        let mut metadata = BTreeMap::<String, String>::new();
+        for (name, value) in &parts.headers {
+            let joined = metadata.entry(name.to_string()).or_default();
+            if !joined.is_empty() {
+                joined.push_str(", ");
+            }
+            joined.push_str(&text(value));
+        }
         metadata.insert("statusCode".into(), parts.status.as_str().into());
         let initial = framed_initial(&InitialResponse {
             metadata,
@@ -124,17 +119,11 @@ impl Http {
             (request.extensions_mut()).insert(stream.speaking(Protocol::Http));
         }
         let headers = request.headers_mut();
-        for (name, value) in &invocation.metadata {
-            let Ok(header) = HeaderName::try_from(name.as_str()) else {
-                continue; // A name that HTTP cannot carry means nothing to a web service.
-            };
-            if name == "path" || OURS.contains(&header) {
-                continue;
-            }
-            let value = HeaderValue::from_str(value)
-                .map_err(|_| bad_request(format!("metadata {name} cannot be a header's value")))?;
-            headers.insert(header, value);
-        }
+        headers::set(
+            headers,
+            &invocation.metadata,
+            self.settings.pass_credentials,
+        )?;
         for name in super::TRACE {
             if let Some(value) = parts.headers.get(&name) {
                 headers.insert(name, value.clone());
@@ -174,24 +163,45 @@ impl Http {
     }
 
     fn uri(&self, more: Option<&String>) -> Result<Uri, Error> {
-        let Some(more) = more else {
-            return Ok(Uri::from(self.settings.path_and_query.clone()));
-        };
-        let base = self.settings.path_and_query.path().trim_end_matches('/');
-        let path = more.trim_start_matches('/');
-        let climbs = path
-            .split(['/', '\\', '?'])
-            .any(|part| percent_decode_str(part).eq(*b".."));
-        let target = match self.settings.path_and_query.query() {
-            Some(query) if !path.contains('?') => format!("{base}/{path}?{query}"),
-            _ => format!("{base}/{path}"),
-        };
-        match target.parse() {
-            Ok(uri) if !climbs => Ok(uri),
-            _ => Err(bad_request(format!(
-                "metadata path is no path below the URL: {more}"
-            ))),
+        let own = &self.settings.path_and_query;
+        match more {
+            None => Ok(Uri::from(own.clone())),
+            Some(more) => below(own, more).map_err(|why| {
+                bad_request(format!("metadata path is no path below the URL: {why}"))
+            }),
         }
+    }
+}
+
+/// A URL with more of a path, and perhaps more of a query, than the binding's own.
+fn below(own: &PathAndQuery, more: &str) -> Result<Uri, String> {
+    let (path, query) = match more.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (more, None),
+    };
+    path::check(path).map_err(|fault| fault.to_string())?;
+    let base = own.path().trim_end_matches('/');
+    let mut target = format!("{base}/{}", path.trim_start_matches('/'));
+    let queries = own.query().into_iter().chain(query);
+    for (separator, query) in ["?", "&"].into_iter().zip(queries) {
+        target.push_str(separator);
+        target.push_str(query);
+    }
+    // Of a parameter that is there twice, some servers take the first and some the last.
+    let names = |query| form_urlencoded::parse(query).map(|(name, _)| name);
+    let (own, query) = (own.query().unwrap_or_default(), query.unwrap_or_default());
+    if let Some(name) =
+        names(query.as_bytes()).find(|name| names(own.as_bytes()).any(|own| own == *name))
+    {
+        return Err(format!("the URL has its own {name:.64}"));
+    }
+    let uri: Uri = target
+        .parse()
+        .map_err(|_| "it is not how paths are written")?;
+    // What was looked at must be what is sent: a parser leaves out what it takes for a fragment.
+    match uri.path_and_query() {
+        Some(sent) if sent.as_str() == target => Ok(uri),
+        _ => Err("a part of it would be left out".into()),
     }
 }
 

@@ -163,6 +163,8 @@ pub struct HttpTarget {
     pub path_and_query: PathAndQuery,
     /// The method of its requests; that of the operation if absent.
     pub method: Option<Method>,
+    /// Whether clients may prove themselves to it, by metadata.
+    pub pass_credentials: bool,
 }
 
 /// What becomes of handshakes that fail. A handshake ends with the first message of the response,
@@ -336,6 +338,7 @@ impl fmt::Debug for HttpTarget {
             .field("authority", &self.authority)
             .field("path", &self.path_and_query.path())
             .field("method", &self.method)
+            .field("pass_credentials", &self.pass_credentials)
             .finish()
     }
 }

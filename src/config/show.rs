@@ -377,7 +377,11 @@ fn target(target: &BindingTarget) -> (&'static str, Value) {
         }
         BindingTarget::Dapr { cluster } => ("dapr", json!({"cluster": cluster.name})),
         BindingTarget::Http(http) => {
-            let mut all = json!({"url": url(http), "protocol": http.cluster.protocol});
+            let mut all = json!({
+                "url": url(http),
+                "protocol": http.cluster.protocol,
+                "pass_credentials": http.pass_credentials,
+            });
             if let Some(method) = &http.method {
                 all["method"] = method.as_str().into();
             }

@@ -165,6 +165,11 @@ pub(in crate::config) struct Http {
     #[schemars(length(min = 1))]
     pub(in crate::config) method: Option<String>,
 
+    /// Whether metadata of clients may become the headers `authorization` and `cookie`. Default `false`: a service that
+    /// knows the proxy may trust it with more than its clients. Headers that only the proxy may set, such as
+    /// `x-forwarded-for`, are refused in either case.
+    pub(in crate::config) pass_credentials: Option<bool>,
+
     /// What the service speaks. Default `http1`, which every HTTP server speaks; `http2` in the
     /// clear needs one that takes it without being asked first, as gRPC servers do.
     pub(in crate::config) protocol: Option<Protocol>,

@@ -293,6 +293,7 @@ impl Resolve<'_> {
             authority: url.authority,
             path_and_query: url.path_and_query,
             method,
+            pass_credentials: raw.pass_credentials.unwrap_or(false),
         })
     }
 

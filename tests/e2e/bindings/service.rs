@@ -49,7 +49,7 @@ async fn stream_is_the_body_of_one_request_and_its_answer_streams_back() {
 
     let mut served = service.accept().await;
     let head = served.head().await;
-    assert_eq!(head.line, "POST /in/sub/file?more=2 HTTP/1.1");
+    assert_eq!(head.line, "POST /in/sub/file?key=1&more=2 HTTP/1.1");
     assert_eq!(head.values("host"), [service.address.as_str()]);
     assert_eq!(head.values("x-own"), ["1"]);
     assert_eq!(head.values("transfer-encoding"), ["chunked"]);
@@ -151,11 +151,94 @@ async fn path_cannot_climb_and_metadata_cannot_smuggle() {
         ("path", "../admin"),
         ("path", "a/../../admin"),
         ("path", "a b"),
+        ("path", "..#"),
+        ("path", "x/..#y"),
+        ("path", "a#b"),
+        ("path", "a?b=c#d"),
+        ("path", "%2e%2E/admin"),
+        ("path", "%2e%2e%2fadmin"),
+        ("path", "..%2fadmin"),
+        ("path", "..%5cadmin"),
+        ("path", "..\\admin"),
+        ("path", "..;/admin"),
+        ("path", "a%00"),
+        ("path", "a%"),
+        ("path", "a\nb"),
+        ("path", "?key=2"),
+        ("path", "a?b=c&k%65y=2"),
         ("x-own", "1\r\nx-evil: 2"),
     ] {
         let answer = open(&client, "create", &[pairs]).await.answer().await;
         assert_eq!(answer.code(), Code::InvalidArgument, "{pairs:?}");
     }
+}
+
+#[tokio::test]
+async fn client_cannot_say_what_only_the_proxy_may() {
+    let service = PlainUpstream::bind().await;
+    let (_proxy, client) = with_service(&service.address, "").await;
+
+    for name in [
+        "x-forwarded-client-cert",
+        "X_Forwarded_Client_Cert",
+        "x-forwarded-for",
+        "forwarded",
+        "x-real-ip",
+        "x-original-url",
+        "dapr-api-token",
+        "authorization",
+        "cookie",
+    ] {
+        let answer = open(&client, "create", &[(name, "x")]).await.answer().await;
+        assert_eq!(answer.code(), Code::InvalidArgument, "{name}");
+        assert_eq!(answer.headers["thalweg-reason"], "forbidden_metadata");
+    }
+    let target = format!("{STREAM}?operation=create&metadata.X-Forwarded-For=6.6.6.6");
+    assert_eq!(
+        client.post(&target, b"").await.error().0,
+        "ERR_FORBIDDEN_METADATA"
+    );
+}
+
+#[tokio::test]
+async fn credentials_pass_where_the_binding_lets_them() {
+    let service = PlainUpstream::bind().await;
+    let proxy = proxy(&[&format!(
+        "it: {{http: {{url: \"http://{}/in\", pass_credentials: true}}}}",
+        service.address
+    )])
+    .await;
+    let client = Client::connect(&proxy).await;
+
+    let pairs = [("Authorization", "Bearer 1"), ("accept", "text/plain")];
+    let _call = open(&client, "create", &pairs).await;
+
+    let head = service.accept().await.head().await;
+    assert_eq!(head.values("authorization"), ["Bearer 1"]);
+    assert_eq!(head.values("accept"), ["text/plain"]);
+    let forged = open(&client, "create", &[("x-forwarded-for", "x")]).await;
+    let answer = { forged }.answer().await;
+    assert_eq!(answer.headers["thalweg-reason"], "forbidden_metadata");
+}
+
+#[tokio::test]
+async fn header_that_comes_twice_is_one_entry() {
+    let service = PlainUpstream::bind().await;
+    let (_proxy, client) = with_service(&service.address, "").await;
+    let mut call = open(&client, "create", &[]).await;
+    call.outgoing.end();
+
+    let mut served = service.accept().await;
+    served.head().await;
+    served
+        .write("HTTP/1.1 200 OK\r\nset-cookie: a=1\r\nset-cookie: b=2\r\ncontent-length: 0\r\n\r\n")
+        .await;
+
+    let answer = call.answer().await;
+    assert_eq!(
+        answer.told()[0].response().metadata["set-cookie"],
+        "a=1, b=2"
+    );
 }
 
 #[tokio::test]
