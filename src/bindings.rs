@@ -64,7 +64,7 @@ mod object_store;
 mod replay;
 mod translate;
 
-pub(crate) use api::{Api, Call};
+pub(crate) use api::{Api, Call, ForeignPage};
 use api::{STREAM, first_message};
 use buffered::Buffer;
 pub(crate) use component::Components;

@@ -45,6 +45,7 @@ mod resolve;
 mod retry;
 mod show;
 mod tls;
+mod web_origin;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -72,6 +73,7 @@ pub use outlier::Outlier;
 use report::Report;
 pub use retry::{RetryBudget, RouteRetry};
 pub use tls::{CertificateFiles, ClientAuth, Clients, Tls, UpstreamTls};
+pub use web_origin::WebOrigin;
 
 /// Everything the file says.
 #[derive(Clone, Debug, PartialEq)]
@@ -150,6 +152,8 @@ pub struct Listener {
     pub address: Address,
     /// Connections open at once.
     pub max_connections: usize,
+    /// The origins of web pages that may call bindings, beside its own.
+    pub allowed_origins: Vec<WebOrigin>,
     /// Whether balancers say where connections come from.
     pub proxy_protocol: Option<ProxyProtocol>,
     /// What upstreams are told of where requests come from.

@@ -7,6 +7,7 @@
 //! | [`door`] | what every request passes before its route is looked for |
 //! | [`origin`] | who the client is, as backends are told |
 //! | [`expiry`] | the end of a client's certificate while its connection is open |
+//! | [`pages`] | which requests come from web pages of other origins |
 //! | [`proxied`] | where a connection comes from that a balancer has passed on |
 
 use std::{cell::OnceCell, rc::Rc, sync::Arc, time::Duration};
@@ -22,6 +23,7 @@ use tokio::{
 };
 
 use crate::{
+    bindings::ForeignPage,
     config,
     dismissal::Exit,
     drain::{Phase, reached},
@@ -38,6 +40,7 @@ mod expiry;
 mod http1;
 mod http2;
 mod origin;
+mod pages;
 mod proxied;
 
 use self::{expiry::Expiry, origin::Origin};
@@ -291,6 +294,13 @@ fn route(
         .with_http_status(405));
     }
     door::pass(&mut request, client, &front.settings)?;
+    // A page that wants to speak gRPC must ask first, and nobody answers it.
+    let Front { settings, tls, .. } = front;
+    if stream.protocol() == Protocol::Http
+        && pages::is_foreign(&request, &settings.allowed_origins, tls.is_some())
+    {
+        request.extensions_mut().insert(ForeignPage);
+    }
     request.extensions_mut().insert(stream);
     worker.call(request)
 }

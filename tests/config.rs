@@ -864,6 +864,7 @@ refused! {
     );
     store_endpoint_no_url: &with_binding("object_store: {url: \"s3://bucket\", endpoint: \"localhost:9\"}");
     store_part_too_small: &with_binding("object_store: {url: \"s3://bucket\", part_size: 1MiB}");
+    origin_with_a_path: "listeners: [{name: it, address: \"127.0.0.1:1\", allowed_origins: [\"https://app.test/x\", \"*\"]}]";
     proxy_networks: "listeners: [{name: it, address: \"127.0.0.1:1\", proxy_protocol: {trusted: [10.1.0.0/8, 10.0.0.0/40, balancer]}}]";
     proxy_without_networks: "listeners: [{name: it, address: \"127.0.0.1:1\", proxy_protocol: {trusted: []}}]";
     proxy_on_a_socket: "listeners: [{name: it, address: \"unix:/run/it.sock\", proxy_protocol: {trusted: [10.0.0.0/8]}}]";

@@ -10,6 +10,8 @@
 //! All else follows the routes, other methods of the same gRPC service among it. The path alone says what a call is: one that
 //! comes with another method or content type is refused. If it followed the routes, it would pass by the binding's filters to a
 //! runtime that stands behind one, and such a runtime may well serve it.
+//!
+//! Web pages of other origins are refused: a browser sends a plain POST anywhere, and this is where one writes and deletes.
 
 use std::{
     cell::RefCell,
@@ -43,6 +45,10 @@ pub(crate) enum Call {
     HttpStream { name: String },
     HttpUnary { name: String },
 }
+
+/// A web page of another origin sends the request. In its extensions, where whoever knows the listener has put it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ForeignPage;
 
 /// Takes the calls of bindings. Clones share it.
 #[derive(Clone)]
@@ -129,7 +135,11 @@ impl Service<Request<Body>> for Api {
 
     fn call(&mut self, mut request: Request<Body>) -> ChainFuture {
         let bindings = Rc::clone(&self.bindings);
-        let call = request.extensions_mut().remove::<Call>();
+        let extensions = request.extensions_mut();
+        let call = extensions.remove::<Call>();
+        if extensions.remove::<ForeignPage>().is_some() {
+            return Box::pin(std::future::ready(Err(foreign_origin())));
+        }
         match call.expect("the call was recognised before it came here") {
             Call::GrpcStream => match inflate::inflated(request, bindings.largest.bytes) {
                 Ok(request) => self.first_message.borrow_mut().call(request),
@@ -140,4 +150,13 @@ impl Service<Request<Body>> for Api {
             Call::HttpUnary { name } => Box::pin(http::unary(bindings, name, request)),
         }
     }
+}
+
+fn foreign_origin() -> Error {
+    Error::new(
+        Code::PermissionDenied,
+        "foreign_origin",
+        Side::Client,
+        "a web page of another origin may not call bindings, unless allowed_origins of the listener names its origin",
+    )
 }

@@ -23,7 +23,7 @@ use super::environment::Environment;
 use super::report::Report;
 use super::{
     Address, Admin, BadAddress, Cluster, Config, Drain, Forwarded, HealthService, Http1, Listener,
-    ListenerTimeouts, Network, Origins, ProxyProtocol, ServerHttp2, memory, raw,
+    ListenerTimeouts, Network, Origins, ProxyProtocol, ServerHttp2, WebOrigin, memory, raw,
 };
 pub(super) use bindings::default_filters;
 pub(super) use endpoints::endpoints;
@@ -159,6 +159,7 @@ impl Resolve<'_> {
             name: raw.name,
             address: self.address(&raw.address, &format!("{path}.address")),
             max_connections: 10_000,
+            allowed_origins: Vec::new(),
             proxy_protocol: None,
             forwarded: Forwarded::default(),
             paths: raw.paths.unwrap_or_default(),
@@ -171,7 +172,9 @@ impl Resolve<'_> {
         };
         let windows = self.server_windows(&http2.http2, &format!("{path}.http2"));
         let proxy_path = format!("{path}.proxy_protocol");
+        let allowed_origins = raw.allowed_origins.unwrap_or_default();
         Listener {
+            allowed_origins: self.origins(&allowed_origins, &format!("{path}.allowed_origins")),
             proxy_protocol: (raw.proxy_protocol)
                 .map(|raw| self.proxy_protocol(&raw, &default.address, &proxy_path)),
             forwarded: self.forwarded(
@@ -206,6 +209,16 @@ impl Resolve<'_> {
             },
             ..default
         }
+    }
+
+    fn origins(&mut self, raw: &[String], path: &str) -> Vec<WebOrigin> {
+        let origins = raw.iter().enumerate().filter_map(|(index, text)| {
+            let fault = |(message, hint): (String, String)| {
+                self.faults.add(&format!("{path}[{index}]"), message, hint);
+            };
+            text.parse().map_err(fault).ok()
+        });
+        origins.collect()
     }
 
     fn proxy_protocol(

@@ -76,6 +76,7 @@ fn listener(listener: &Listener) -> Value {
         "name": listener.name,
         "address": listener.address.to_string(),
         "max_connections": listener.max_connections,
+        "allowed_origins": listener.allowed_origins,
         "error_details": listener.error_details,
         "forwarded": forwarded(&listener.forwarded),
         "paths": listener.paths,

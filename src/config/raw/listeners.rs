@@ -24,6 +24,10 @@ pub(in crate::config) struct Listener {
     #[schemars(range(min = 1, max = 1_000_000))]
     pub(in crate::config) max_connections: Option<Count>,
 
+    /// Origins of web pages that may call bindings over plain HTTP: `https://app.example.test`. Default: none, and only
+    /// pages of the proxy's own origin may. Whoever is no browser is not concerned.
+    pub(in crate::config) allowed_origins: Option<Vec<String>>,
+
     /// Takes the addresses of clients from balancers that pass on TCP and say so by the PROXY
     /// protocol, version 1 or 2. Default: none. What it says counts as the address of the
     /// connection.

@@ -585,6 +585,75 @@ async fn name_of_an_operation_has_a_bound() {
     );
 }
 
+// === web pages ===
+
+#[tokio::test]
+async fn pages_of_other_origins_reach_no_binding() {
+    let proxy = TestProxy::start(&format!(
+        "listeners:\n\
+         - {{name: it, address: \"127.0.0.1:0\", allowed_origins: [\"https://app.test\"]}}\n\
+         bindings: {{{ECHO}}}\n"
+    ))
+    .await;
+    let unary = "/v1.0/bindings/echo";
+    let stream = "/v1.0-alpha1/bindings/echo/stream?operation=create";
+    let own = proxy.address.to_string();
+
+    for (target, good) in [
+        (unary, "HTTP/1.1 204 No Content"),
+        (stream, "HTTP/1.1 200 OK"),
+    ] {
+        for (host, fields, line) in [
+            (
+                &*own,
+                "origin: http://evil.test\r\n",
+                "HTTP/1.1 403 Forbidden",
+            ),
+            (
+                &own,
+                "sec-fetch-site: cross-site\r\n",
+                "HTTP/1.1 403 Forbidden",
+            ),
+            (
+                &own,
+                "sec-fetch-site: same-site\r\n",
+                "HTTP/1.1 403 Forbidden",
+            ),
+            // A name that its owner lets lead here: for a browser, this is the page's own origin.
+            (
+                "evil.test",
+                "origin: http://evil.test\r\nsec-fetch-site: same-origin\r\n",
+                "HTTP/1.1 403 Forbidden",
+            ),
+            (
+                &own,
+                &*format!("origin: http://{own}\r\nsec-fetch-site: same-origin\r\n"),
+                good,
+            ),
+            (
+                "any.test",
+                "origin: https://app.test\r\nsec-fetch-site: cross-site\r\n",
+                good,
+            ),
+            ("any.test", "", good),
+        ] {
+            let mut client = Peer::connect(&proxy.address).await;
+            let json = "{\"operation\":\"create\"}";
+            client
+                .write(format!(
+                    "POST {target} HTTP/1.1\r\nhost: {host}\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n{fields}\r\n{json}",
+                    json.len()
+                ))
+                .await;
+            let head = client.head().await;
+            assert_eq!(head.line, line, "{target} {host} {fields}");
+            if line != good {
+                assert_eq!(head.values("thalweg-reason"), ["foreign_origin"]);
+            }
+        }
+    }
+}
+
 // === what follows the routes ===
 
 #[tokio::test]
