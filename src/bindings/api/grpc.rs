@@ -4,7 +4,9 @@ use std::rc::Rc;
 
 use ::http::{HeaderName, HeaderValue, Request, Response};
 use bytes::Bytes;
-use thalweg_filters::{Body, Error, Side, ending::grpc_status, initial_message::InitialMessage};
+use thalweg_filters::{
+    Body, Error, Side, ending::grpc_status, initial_message::InitialMessage, stream::Booking,
+};
 use thalweg_proto::{
     bindings::{
         FirstRequest, InitialRequest, InvokeBindingRequest, InvokeBindingResponse, Message, framed,
@@ -54,7 +56,8 @@ pub(super) async fn unary(
 ) -> Result<Response<Body>, Error> {
     let most = bindings.largest;
     let (parts, mut body) = inflate::inflated(request, most.bytes)?.into_parts();
-    let message = one_message(&mut body, most.bytes).await?;
+    let mut booked = buffered::booking(&parts);
+    let message = one_message(&mut body, most.bytes, &mut booked).await?;
     let checked = most.for_metadata().check(&message, Place::UnaryRequest);
     checked.map_err(|why| excess("InvokeBinding", why, most.metadata, Side::Client))?;
     let call = InvokeBindingRequest::decode(message).map_err(malformed)?;
@@ -77,7 +80,7 @@ pub(super) async fn unary(
         return Ok(answer);
     }
     let mut answer = Answer::read(answer, &label, bounds).await?;
-    let data = answer.collect(most, &label).await?;
+    let data = answer.collect(most, &label, &mut booked).await?;
     let mut response = response(Body::empty());
     for (key, value) in &answer.initial.metadata {
         if let (Ok(name), Ok(value)) = (
@@ -107,7 +110,7 @@ pub(in super::super) fn first_message(invocation: &Invocation) -> Bytes {
 }
 
 /// The payload of the only message of a request.
-async fn one_message(body: &mut Body, most: usize) -> Result<Bytes, Error> {
+async fn one_message(body: &mut Body, most: usize, booked: &mut Booking) -> Result<Bytes, Error> {
     // With what stands beside the payload: names and metadata.
     let all = most + INITIAL_MAX;
     let mut whole = bytes::BytesMut::new();
@@ -120,6 +123,7 @@ async fn one_message(body: &mut Body, most: usize) -> Result<Bytes, Error> {
                 Side::Client,
             ));
         }
+        buffered::grow(booked, chunk.len(), "InvokeBinding")?;
         whole.extend_from_slice(chunk.as_slice());
     }
     let whole = whole.freeze();

@@ -23,7 +23,7 @@ use serde::{
     de::{self, MapAccess, Visitor},
 };
 use serde_json::value::RawValue;
-use thalweg_filters::{Body, Error, Side, ending::grpc_status};
+use thalweg_filters::{Body, Error, Side, ending::grpc_status, stream::Booking};
 use thalweg_proto::{
     bindings::{
         Form, InitialResponse, Message,
@@ -111,12 +111,14 @@ pub(super) async fn unary(
     let most = bounds.bytes;
     let label = format!("binding {name}");
     let (parts, mut body) = request.into_parts();
+    let mut booked = buffered::booking(&parts);
     let mut whole = BytesMut::new();
     while let Some(chunk) = buffered::next(&mut body).await? {
         if whole.len() + chunk.len() > most {
             let error = buffered::too_large(&label, "request", most, Side::Client);
             return Err(error.with_http_status(413));
         }
+        buffered::grow(&mut booked, chunk.len(), &label)?;
         whole.put(chunk);
     }
     let malformed = |why: &dyn fmt::Display| {
@@ -155,7 +157,7 @@ pub(super) async fn unary(
         .invoke_raw(invocation, &parts, Body::full(data))?
         .await?;
     let mut answer = Answer::read(answer, &label, bounds).await?;
-    let data = answer.collect(most, &label).await?;
+    let data = answer.collect(most, &label, &mut booked).await?;
     let mut response = Response::new(Body::empty());
     *response.headers_mut() = headers(&answer.initial, "application/json");
     if data.is_empty() {
@@ -220,13 +222,19 @@ impl Answer {
         })
     }
 
-    /// All of the payload.
-    pub(super) async fn collect(&mut self, most: usize, label: &str) -> Result<Bytes, Error> {
+    /// All of the payload, up to `most` bytes, which are added to what is booked.
+    pub(super) async fn collect(
+        &mut self,
+        most: usize,
+        label: &str,
+        booked: &mut Booking,
+    ) -> Result<Bytes, Error> {
         let mut whole = BytesMut::new();
         while let Some(chunk) = self.payload.next().await? {
             if whole.len() + chunk.len() > most {
                 return Err(buffered::too_large(label, "answer", most, Side::Upstream));
             }
+            buffered::grow(booked, chunk.len(), label)?;
             whole.put(chunk);
         }
         Ok(whole.freeze())

@@ -421,6 +421,41 @@ async fn runtime_that_is_exchanged_for_a_stock_daprd_is_found_out_by_the_next_st
 
 // === what all streams hold ===
 
+#[tokio::test]
+async fn unary_call_is_refused_where_there_is_no_room_for_it() {
+    let proxy = TestProxy::start(
+        "max_held: 1MiB\n\
+         listeners: [{name: it, address: \"127.0.0.1:0\"}]\n\
+         bindings: {echo: {echo: {}}}\n",
+    )
+    .await;
+    let client = Client::connect(&proxy).await;
+    let data = vec![b'7'; 2 << 20];
+
+    let text = String::from_utf8_lossy(&data);
+    let json = format!("{{\"operation\":\"create\",\"data\":\"{text}\"}}");
+    let answer = client.post("/v1.0/bindings/echo", json.as_bytes()).await;
+    assert_eq!(
+        (answer.status.as_u16(), answer.error().0.as_str()),
+        (503, "ERR_MEMORY_FULL")
+    );
+
+    let message = InvokeBindingRequest {
+        name: "echo".into(),
+        data: data.into(),
+        operation: "create".into(),
+        ..Default::default()
+    };
+    let mut call = client.call(UNARY, &[]).await;
+    // Nobody wants all of it.
+    let _ = (call.outgoing.try_data(framed(&message.encode_to_vec()))).await;
+    let answer = call.answer().await;
+    assert_eq!(
+        (answer.code(), answer.reason()),
+        (Code::ResourceExhausted, Some("memory_full"))
+    );
+}
+
 async fn tight(component: &Component) -> (TestProxy, Client) {
     let proxy = TestProxy::start(&format!(
         "max_held: 1MiB\n\
