@@ -28,6 +28,7 @@ use crate::{
     dismissal::Exit,
     drain::{Phase, reached},
     headers,
+    patience::Patience,
     respond::respond,
     telemetry::ListenerStats,
     tls::{Accepted, Identity, Tls},
@@ -101,9 +102,9 @@ pub(crate) async fn connection(socket: Socket, front: Arc<Front>, worker: Rc<Wor
 
 /// What is spoken on a connection, and by whom; `None` when nothing will be.
 async fn begin(transport: &Transport, front: &Front) -> Option<(Spoken, Client)> {
-    let (begun, limit) = (Instant::now(), front.settings.timeouts.handshake);
+    let mut patience = Patience::new(front.settings.timeouts.handshake);
     let address = match &front.settings.proxy_protocol {
-        Some(settings) => Some(proxied::address(transport, settings, front, limit).await?),
+        Some(settings) => Some(proxied::address(transport, settings, front, &mut patience).await?),
         None => transport.peer(),
     };
     let tls = front.tls.is_some();
@@ -112,8 +113,7 @@ async fn begin(transport: &Transport, front: &Front) -> Option<(Spoken, Client)>
         ..Client::default()
     };
     if let Some(tls) = &front.tls {
-        let left = limit.saturating_sub(begun.elapsed());
-        match secure(transport, tls, front, left).await? {
+        match secure(transport, tls, front, &mut patience).await? {
             Some(Accepted {
                 spoken,
                 certificate,
@@ -133,12 +133,13 @@ async fn begin(transport: &Transport, front: &Front) -> Option<(Spoken, Client)>
             None => client.refused = tls_required().into(),
         }
     }
-    let looked = timeout(front.settings.timeouts.preface, look(transport)).await;
-    if looked.is_err() {
+    let mut patience = Patience::new(front.settings.timeouts.preface);
+    let looked = patience.with(look(transport)).await;
+    if looked.is_none() {
         front.stats.preface_timeouts.increment();
     }
     // Where nothing was said: a port scan, a health check of the socket, a client that has changed its mind.
-    let spoken = looked.ok()?.ok()?;
+    let spoken = looked?.ok()?;
     Some((spoken, client))
 }
 
@@ -147,7 +148,7 @@ async fn secure(
     transport: &Transport,
     tls: &Tls,
     front: &Front,
-    limit: Duration,
+    patience: &mut Patience,
 ) -> Option<Option<Accepted>> {
     let handshake = async {
         match look(transport).await {
@@ -157,15 +158,15 @@ async fn secure(
         }
     };
     let listener = &front.settings.name;
-    match timeout(limit, handshake).await {
-        Ok(None) => None,
-        Ok(Some(Ok(accepted))) => {
+    match patience.with(handshake).await {
+        Some(None) => None,
+        Some(Some(Ok(accepted))) => {
             if accepted.is_none() {
                 tls.stats.missing.increment();
             }
             Some(accepted)
         }
-        Ok(Some(Err(error))) => {
+        Some(Some(Err(error))) => {
             tls.stats.handshake_failures.increment();
             tracing::debug!(listener, %error, "a TLS handshake failed");
             let mut transport = transport.clone();
@@ -174,7 +175,7 @@ async fn secure(
             }
             None
         }
-        Err(_) => {
+        None => {
             tls.stats.handshake_timeouts.increment();
             None
         }

@@ -21,6 +21,7 @@ use tokio::time::{sleep, sleep_until};
 use crate::{
     dismissal::Member,
     eager::eager,
+    patience::Patience,
     serve::{Client, Front, LINGER, answer, drained, linger, stream_context},
     stall::StallWatch,
     transport::Transport,
@@ -77,7 +78,7 @@ pub(super) async fn serve(
         .fuse()
     );
     let (mut drains, mut told) = (false, false);
-    let mut first_headers = pin!(sleep(settings.timeouts.first_headers));
+    let mut first_headers = Patience::new(settings.timeouts.first_headers);
     let mut stall =
         StallWatch::new(settings.timeouts.stall).at_least(settings.timeouts.stall_min_progress);
     let mut last_words = StallWatch::new(settings.timeouts.last_words);
@@ -103,7 +104,7 @@ pub(super) async fn serve(
             told = true;
             connection.as_mut().graceful_shutdown();
         }
-        if !asked.get() && first_headers.as_mut().poll(cx).is_ready() {
+        if !asked.get() && first_headers.poll_end(cx).is_ready() {
             front.stats.first_headers_timeouts.increment();
             return Poll::Ready(Ok(()));
         }

@@ -22,12 +22,13 @@ use http_body::Body as _;
 use thalweg_filters::{Body, StreamContext, stream::Protocol};
 use tokio::{
     task::spawn_local,
-    time::{Sleep, sleep, sleep_until, timeout},
+    time::{Sleep, sleep_until, timeout},
 };
 
 use crate::{
     config::ServerHttp2,
     keepalive::{self, Keepalive},
+    patience::Patience,
     pump::{Intake, Pump, Stop},
     receive::{self, Unread},
     serve::{Client, Front, LINGER, LINGER_BYTES, answer, drained, stream_context},
@@ -48,10 +49,11 @@ pub(super) async fn serve(
     let handshake = builder(&front.settings.http2).handshake(transport.clone());
     // On the heap, and gone with its end: the connection's task keeps no room for it.
     let handshake = Box::pin(driven(transport.clone(), handshake));
-    let mut connection = match timeout(front.settings.timeouts.preface, handshake).await {
-        Ok(Ok(Ok(connection))) => connection,
-        Ok(_) => return front.stats.errors.increment(),
-        Err(_) => return front.stats.preface_timeouts.increment(),
+    let mut patience = Patience::new(front.settings.timeouts.preface);
+    let mut connection = match patience.with(handshake).await {
+        Some(Ok(Ok(connection))) => connection,
+        Some(_) => return front.stats.errors.increment(),
+        None => return front.stats.preface_timeouts.increment(),
     };
     let ping = connection.ping_pong();
     let timeouts = &front.settings.timeouts;
@@ -63,7 +65,7 @@ pub(super) async fn serve(
         client: Rc::new(client),
         stall: StallWatch::new(timeouts.stall).at_least(timeouts.stall_min_progress),
         keepalive: Keepalive::new(&front.settings.http2.http2.keepalive),
-        first_headers: Some(Box::pin(sleep(front.settings.timeouts.first_headers))),
+        first_headers: Some(Patience::new(front.settings.timeouts.first_headers)),
         drain: Some(Box::pin(drained(Arc::clone(&front)))),
         drain_polled: false,
         front,
@@ -86,7 +88,7 @@ struct Drive<D> {
     stall: StallWatch,
     keepalive: Keepalive,
     /// Until the first request.
-    first_headers: Option<Pin<Box<Sleep>>>,
+    first_headers: Option<Patience>,
     /// Polled once, to leave the task's waker there, and again only when there is news.
     drain: Option<Pin<Box<D>>>,
     drain_polled: bool,
@@ -115,8 +117,8 @@ impl<D: Future<Output = ()>> Drive<D> {
         if self.drains(cx) {
             self.go_away(cx);
         }
-        let mut late = |timer: &mut Pin<Box<Sleep>>| timer.as_mut().poll(cx).is_ready();
-        if self.first_headers.as_mut().is_some_and(&mut late) {
+        let late = |patience: &mut Patience| patience.poll_end(cx).is_ready();
+        if self.first_headers.as_mut().is_some_and(late) {
             self.front.stats.first_headers_timeouts.increment();
             // A graceful end would wait until the client has answered a PING, and one that says nothing never does.
             self.connection.abrupt_shutdown(Reason::NO_ERROR);
@@ -124,7 +126,8 @@ impl<D: Future<Output = ()>> Drive<D> {
             let _ = self.transport.poll_drain(cx);
             return Poll::Ready(Ok(()));
         }
-        if self.expiry.as_mut().is_some_and(&mut late) {
+        let expires = |timer: &mut Pin<Box<Sleep>>| timer.as_mut().poll(cx).is_ready();
+        if self.expiry.as_mut().is_some_and(expires) {
             self.expiry = None;
             if let Some(error) = self.front.expire(&self.client) {
                 self.client.refused.get_or_init(|| error);

@@ -24,12 +24,13 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::watch,
     task::{AbortHandle, JoinSet},
-    time::{sleep, timeout},
+    time::sleep,
 };
 
 use super::{connect::connect, endpoint::Endpoint, roster::Roster};
 use crate::{
     config::{self, Address, HealthCheck, Protocol, Question},
+    patience::Patience,
     telemetry::ClusterStats,
     tls,
 };
@@ -162,7 +163,8 @@ impl Checker {
     /// Asks once; an error is what is wrong.
     async fn check(&self, endpoint: &Address) -> Result<(), String> {
         let limit = self.settings.timeout;
-        let outcome = timeout(limit, async {
+        let mut patience = Patience::new(limit);
+        let outcome = patience.with(async {
             let failed = |error: std::io::Error| format!("no connection: {error}");
             let socket = connect(endpoint).await.map_err(failed)?;
             let Some(tls) = &self.tls else {
@@ -174,7 +176,7 @@ impl Checker {
         });
         outcome
             .await
-            .unwrap_or_else(|_| Err(format!("no answer within {limit:?} (health_check.timeout)")))
+            .unwrap_or_else(|| Err(format!("no answer within {limit:?} (health_check.timeout)")))
     }
 
     async fn ask<S>(&self, socket: S, endpoint: &Address) -> Result<(), String>
