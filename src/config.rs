@@ -309,7 +309,7 @@ pub struct Cluster {
     pub tls: Option<UpstreamTls>,
     /// How HTTP/2 is spoken with them.
     pub http2: Http2,
-    /// Longest a dial may take, and longest a stream waits for a connection.
+    /// Longest a dial may take.
     pub connect_timeout: Duration,
     /// How connections are shared and kept.
     pub pool: Pool,
@@ -337,8 +337,12 @@ pub struct Pool {
     pub max_streams_per_connection: u32,
     /// Streams open or waiting in the whole cluster, if there is such a limit.
     pub max_streams: Option<usize>,
-    /// Streams that may wait for a connection, for each worker.
-    pub max_pending: usize,
+    /// Dials to one endpoint on their way at once, for each worker.
+    pub max_dials: usize,
+    /// Streams that may wait for a connection, for each worker, if there is such a limit.
+    pub max_pending: Option<usize>,
+    /// Longest that a stream waits for a place on a connection.
+    pub wait_timeout: Duration,
     /// After so long, a stream whose bytes the upstream does not take keeps new streams off its
     /// connection.
     pub avoid_stalled: Duration,
@@ -633,7 +637,9 @@ impl Default for Pool {
             max_connections: 1024,
             max_streams_per_connection: 100,
             max_streams: None,
-            max_pending: 1024,
+            max_dials: 16,
+            max_pending: None,
+            wait_timeout: Duration::from_secs(30),
             avoid_stalled: Duration::from_secs(1),
             max_connection_age: Duration::ZERO,
             idle_timeout: Duration::from_secs(90),

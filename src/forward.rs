@@ -11,10 +11,10 @@ use http::{Request, Response};
 use http_body::Frame;
 use thalweg_filters::{Body, Chunk, Error, Side, ending::Ending};
 use thalweg_proto::status::Code;
-use tokio::time::timeout;
 
 use crate::{
     config::{self, RouteTimeouts},
+    patience::Patience,
     retry::Retries,
     upstream::{Cluster, Endpoints, outlier::Trial},
 };
@@ -128,7 +128,7 @@ fn judge(trial: &mut Option<Trial>, frame: Option<&Result<Frame<Chunk>, Error>>)
     }
 }
 
-/// A connection within `timeouts.connect`, if that is set. The cluster has a limit of its own.
+/// A place on a connection within `timeouts.connect`, if that is set. The cluster has limits of its own, for a dial and for the wait.
 async fn connected<T>(
     cluster: &Cluster,
     timeouts: &RouteTimeouts,
@@ -138,7 +138,8 @@ async fn connected<T>(
     if limit.is_zero() {
         return open.await;
     }
-    timeout(limit, open).await.unwrap_or_else(|_| {
+    let opened = Patience::new(limit).with(open).await;
+    opened.unwrap_or_else(|| {
         let message = format!(
             "{}: no connection within {limit:?} (timeouts.connect)",
             cluster.label

@@ -134,9 +134,13 @@ pub(crate) struct ClusterStats {
     pub(crate) connected: Count,
     pub(crate) connect_failures: Count,
     pub(crate) connect_timeouts: Count,
+    /// Dials on their way now.
+    pub(crate) dialing: Count,
     pub(crate) streams: Count,
     pub(crate) pending: Count,
     pub(crate) pending_overflows: Count,
+    /// Streams that waited in vain for a place on a connection, although others might have been opened.
+    pub(crate) wait_timeouts: Count,
     pub(crate) retired: Count,
     pub(crate) retries: Count,
     pub(crate) retry_overflows: Count,
@@ -520,7 +524,7 @@ const UPSTREAM_TLS: [Reading<UpstreamTlsStats>; 6] = [
     ),
 ];
 
-const CLUSTER: [Reading<ClusterStats>; 24] = [
+const CLUSTER: [Reading<ClusterStats>; 26] = [
     (
         "health_checks",
         "Health checks done, those that failed among them",
@@ -571,9 +575,15 @@ const CLUSTER: [Reading<ClusterStats>; 24] = [
     ),
     (
         "connect_timeouts",
-        "Streams that waited connect_timeout for a connection",
+        "Dials that took longer than connect_timeout",
         MetricType::Counter,
         |stats| &stats.connect_timeouts,
+    ),
+    (
+        "dialing",
+        "Dials on their way now",
+        MetricType::Gauge,
+        |stats| &stats.dialing,
     ),
     ("streams", "Streams open now", MetricType::Gauge, |stats| {
         &stats.streams
@@ -589,6 +599,12 @@ const CLUSTER: [Reading<ClusterStats>; 24] = [
         "Streams refused because pool.max_pending waited",
         MetricType::Counter,
         |stats| &stats.pending_overflows,
+    ),
+    (
+        "wait_timeouts",
+        "Streams that waited pool.wait_timeout for a connection, although others might have been opened",
+        MetricType::Counter,
+        |stats| &stats.wait_timeouts,
     ),
     (
         "retired",

@@ -73,6 +73,16 @@ pub(crate) struct Shared {
 #[derive(Debug)]
 struct Pending<'a>(&'a Shared);
 
+/// One dial that is on its way, for as long as it is.
+#[derive(Debug)]
+struct Dialing(Arc<ClusterStats>);
+
+impl Drop for Dialing {
+    fn drop(&mut self) {
+        self.0.dialing.decrement();
+    }
+}
+
 impl Drop for Pending<'_> {
     fn drop(&mut self) {
         self.0.pending.set(self.0.pending.get() - 1);
@@ -114,6 +124,12 @@ impl Cluster {
 }
 
 impl Shared {
+    /// One more dial that is on its way.
+    fn dialing(&self) -> Dialing {
+        self.stats.dialing.increment();
+        Dialing(Arc::clone(&self.stats))
+    }
+
     /// Connects to an endpoint, under TLS if the cluster has it.
     async fn dial(&self, endpoint: &Address) -> io::Result<Transport> {
         let transport = Transport::new(connect::connect(endpoint).await?);
@@ -125,9 +141,7 @@ impl Shared {
 
     /// Counts a dial that has failed, and makes the error of the streams that have waited for it.
     fn no_connection(&self, endpoint: &Endpoint, error: &io::Error) -> Error {
-        self.stats.connect_failures.increment();
-        endpoint.unreachable();
-        outlier::went_badly(&self.directory, endpoint);
+        self.dial_failed(endpoint);
         let endpoint = endpoint.address();
         let broken = tls::Broken::of(error);
         let hint = broken.map(|broken| broken.hint);
@@ -138,6 +152,25 @@ impl Shared {
         };
         self.unavailable(reason, "no connection")
             .with_detail(format_args!("{endpoint}: {error}"))
+    }
+
+    /// The same of a dial that has taken too long.
+    fn too_late(&self, endpoint: &Endpoint) -> Error {
+        self.dial_failed(endpoint);
+        self.stats.connect_timeouts.increment();
+        let (endpoint, limit) = (endpoint.address(), self.settings.connect_timeout);
+        tracing::warn!(cluster = %self.name, %endpoint, ?limit, "no connection in time");
+        self.unavailable(
+            "upstream_connect_timeout",
+            format_args!("no connection within {limit:?} (connect_timeout)"),
+        )
+        .with_detail(endpoint)
+    }
+
+    fn dial_failed(&self, endpoint: &Endpoint) {
+        self.stats.connect_failures.increment();
+        endpoint.unreachable();
+        outlier::went_badly(&self.directory, endpoint);
     }
 
     /// The error of a stream that found no connection.
@@ -171,8 +204,9 @@ impl Shared {
 
     /// One more stream that waits for a connection, or a refusal.
     fn pending(&self) -> Result<Pending<'_>, Error> {
-        let most = self.settings.pool.max_pending;
-        if self.pending.get() >= most {
+        if let Some(most) = self.settings.pool.max_pending
+            && self.pending.get() >= most
+        {
             self.stats.pending_overflows.increment();
             let what =
                 format_args!("{most} streams already wait for a connection (pool.max_pending)");
@@ -203,8 +237,21 @@ impl Shared {
         self.overflow(
             "upstream_too_many_connections",
             format_args!(
-                "all {} connections to an endpoint that may be open are full, and none had room within {:?} (pool.max_connections, connect_timeout)",
-                self.settings.pool.max_connections, self.settings.connect_timeout
+                "all {} connections to an endpoint that may be open are full, and none had room within {:?} (pool.max_connections, pool.wait_timeout)",
+                self.settings.pool.max_connections, self.settings.pool.wait_timeout
+            ),
+        )
+        .with_detail(endpoint.address())
+    }
+
+    /// The error of a stream that got no place although other connections may be opened.
+    fn waited(&self, endpoint: &Endpoint) -> Error {
+        self.stats.wait_timeouts.increment();
+        self.overflow(
+            "upstream_wait_timeout",
+            format_args!(
+                "no connection had room within {:?} (pool.wait_timeout)",
+                self.settings.pool.wait_timeout
             ),
         )
         .with_detail(endpoint.address())
@@ -226,16 +273,5 @@ impl Shared {
             "the endpoint is not healthy by its checks (health_check.dismiss)",
         )
         .with_detail(endpoint.address())
-    }
-
-    fn too_late(&self) -> Error {
-        self.stats.connect_timeouts.increment();
-        self.unavailable(
-            "upstream_connect_timeout",
-            format_args!(
-                "no connection within {:?} (connect_timeout)",
-                self.settings.connect_timeout
-            ),
-        )
     }
 }

@@ -256,12 +256,16 @@ fn pool(pool: &Pool) -> Value {
         "max_connections": pool.max_connections,
         "max_streams_per_connection": pool.max_streams_per_connection,
         "avoid_stalled": duration(pool.avoid_stalled),
-        "max_pending": pool.max_pending,
+        "max_dials": pool.max_dials,
+        "wait_timeout": duration(pool.wait_timeout),
         "max_connection_age": duration(pool.max_connection_age),
         "idle_timeout": duration(pool.idle_timeout),
     });
     if let Some(most) = pool.max_streams {
         all["max_streams"] = most.into();
+    }
+    if let Some(most) = pool.max_pending {
+        all["max_pending"] = most.into();
     }
     all
 }

@@ -20,12 +20,13 @@ use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use thalweg_filters::{Body, Error};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit},
     task::spawn_local,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep},
 };
 
 use crate::{
+    patience::Patience,
     stall::StallWatch,
     upstream::{
         Shared, balance,
@@ -45,6 +46,8 @@ pub(crate) struct Pool {
     expiring: Cell<bool>,
     /// One permit a request: a connection carries one at a time. Closed when the endpoint is gone.
     permits: Arc<Semaphore>,
+    /// One permit a dial that is on its way.
+    dials: Semaphore,
 }
 
 /// One connection, held for one exchange.
@@ -59,28 +62,17 @@ pub(crate) struct Lease {
 // === impl Pool ===
 
 impl Pool {
-    /// A connection, idle or new, within `connect_timeout`.
+    /// A connection, idle or new: within `pool.wait_timeout` it may be dialed, and within `connect_timeout` it is.
     pub(crate) async fn lease(self: Rc<Self>) -> Result<Lease, Error> {
-        let settings = &self.shared.settings;
         let live = self.endpoint.live();
-        let is_dialing = Cell::new(false);
-        timeout(settings.connect_timeout, async {
-            let permit = self.permit().await?;
-            if let Some(sender) = self.take_idle() {
-                return Ok(self.lend(sender, true, permit, live));
-            }
-            is_dialing.set(true);
-            let sender = self.dial().await?;
-            Ok(self.lend(sender, false, permit, live))
-        })
-        .await
-        .unwrap_or_else(|_| {
-            if !is_dialing.get() {
-                return Err(self.shared.crowded(&self.endpoint));
-            }
-            self.endpoint.unreachable();
-            Err(self.shared.too_late())
-        })
+        let mut patience = Patience::new(self.shared.settings.pool.wait_timeout);
+        let permit = patience.with(self.permit()).await;
+        let permit = permit.unwrap_or_else(|| Err(self.shared.crowded(&self.endpoint)))?;
+        if let Some(sender) = self.take_idle() {
+            return Ok(self.lend(sender, true, permit, live));
+        }
+        let sender = self.dial(&mut patience).await?;
+        Ok(self.lend(sender, false, permit, live))
     }
 
     async fn permit(&self) -> Result<OwnedSemaphorePermit, Error> {
@@ -90,6 +82,16 @@ impl Pool {
         let _pending = self.shared.pending()?;
         let permit = Arc::clone(&self.permits).acquire_owned().await;
         permit.map_err(|_| self.shared.removed(&self.endpoint))
+    }
+
+    /// The right to dial.
+    async fn turn(&self) -> Result<SemaphorePermit<'_>, Error> {
+        if let Ok(turn) = self.dials.try_acquire() {
+            return Ok(turn);
+        }
+        let _pending = self.shared.pending()?;
+        let turn = self.dials.acquire().await;
+        Ok(turn.expect("the semaphore is never closed"))
     }
 
     fn lend(
@@ -121,7 +123,11 @@ impl Pool {
         None
     }
 
-    async fn dial(self: &Rc<Self>) -> Result<Sender, Error> {
+    /// Dials when it is its turn, which it may wait for with `patience`.
+    async fn dial(self: &Rc<Self>, patience: &mut Patience) -> Result<Sender, Error> {
+        let turn = patience.with(self.turn()).await;
+        let _turn = turn.unwrap_or_else(|| Err(self.shared.waited(&self.endpoint)))?;
+        let _dialing = self.shared.dialing();
         let opened = async {
             let transport = self.shared.dial(self.endpoint.address()).await?;
             let mut builder = http1::Builder::new();
@@ -132,9 +138,12 @@ impl Pool {
                 .map_err(io::Error::other)?;
             Ok((transport, sender, connection))
         };
-        let (transport, sender, connection) = opened
-            .await
-            .map_err(|error: io::Error| self.shared.no_connection(&self.endpoint, &error))?;
+        let mut patience = Patience::new(self.shared.settings.connect_timeout);
+        let (transport, sender, connection) = match patience.with(opened).await {
+            Some(opened) => opened
+                .map_err(|error: io::Error| self.shared.no_connection(&self.endpoint, &error))?,
+            None => return Err(self.shared.too_late(&self.endpoint)),
+        };
         self.endpoint.reached();
         let shared = Rc::clone(&self.shared);
         spawn_local(async move {
@@ -190,6 +199,7 @@ impl balance::Pool for Pool {
             idle: RefCell::default(),
             expiring: Cell::new(false),
             permits: Arc::new(Semaphore::new(shared.settings.pool.max_connections)),
+            dials: Semaphore::new(shared.settings.pool.max_dials),
         }
     }
 
@@ -234,7 +244,8 @@ impl Lease {
         if self.reused
             && let Some(request) = failure.take_message()
         {
-            let sender = self.sender.insert(self.pool.dial().await?);
+            let mut patience = Patience::new(self.pool.shared.settings.pool.wait_timeout);
+            let sender = self.sender.insert(self.pool.dial(&mut patience).await?);
             return sender
                 .send_request(request)
                 .await

@@ -6,12 +6,16 @@
 //! **How.** A connection is used once the peer's SETTINGS have arrived: they say how many streams it takes, and that it
 //! speaks HTTP/2 at all. A stream takes the connection with the fewest; when the fullest tolerable level is passed
 //! on all of them, another is dialed in the background, and a stream that finds no room waits, within a bound, for the
-//! first slot or connection that becomes free. A connection is retired when it is lost, sent away (GOAWAY), idle or
+//! first slot or connection that becomes free. As many connections are dialed as those who wait will need, a few at a time: each
+//! that lands starts the next. A connection is retired when it is lost, sent away (GOAWAY), idle or
 //! old: it takes no new streams, and closes after its last.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | [`waiting`] | the streams that wait |
 
 use std::{
     cell::{Cell, RefCell},
-    collections::VecDeque,
     fmt, io,
     pin::pin,
     rc::{Rc, Weak},
@@ -24,24 +28,24 @@ use futures_util::{FutureExt as _, task::noop_waker_ref};
 use h2::{PingPong, SendStream, client};
 use http::Request;
 use thalweg_filters::{Error, StreamContext, stream::Protocol};
-use tokio::{
-    sync::oneshot,
-    task::spawn_local,
-    time::{sleep, timeout},
-};
+use tokio::{task::spawn_local, time::sleep};
 
+use self::waiting::Waiting;
 use crate::{
     dismissal::{Group, Member},
     keepalive::{self, Keepalive},
+    patience::{Patience, SLICES},
     receive::{Sender, Silence},
     stall::{Stall, StallWatch, Stalled},
     transport::{Payload, Transport, driven},
     upstream::{
-        Shared, balance,
-        endpoint::{Endpoint, Live},
+        Dialing, Shared, balance,
+        endpoint::{Endpoint, Live, PASS_OVER},
         outlier::Trial,
     },
 };
+
+mod waiting;
 
 /// Another connection is dialed when all are this full, in tenths of what the peer allows.
 const CROWDED_TENTHS: usize = 8;
@@ -51,17 +55,20 @@ pub(crate) struct Pool {
     shared: Rc<Shared>,
     endpoint: Arc<Endpoint>,
     state: RefCell<State>,
+    waiting: Waiting<Result<Lease, Error>>,
+    /// A task counts the rounds of those who wait.
+    keeps_time: Cell<bool>,
     /// The endpoint is gone: no new connection, and no new stream.
     closed: Cell<bool>,
     /// The gRPC streams that end with the endpoint.
     streams: Rc<Group>,
 }
 
-#[derive(Default)]
 struct State {
     connections: Vec<Rc<Connection>>,
     dialing: usize,
-    waiting: VecDeque<oneshot::Sender<Result<Lease, Error>>>,
+    /// Streams that a connection takes which is on its way, as far as is known.
+    room: usize,
 }
 
 struct Connection {
@@ -87,7 +94,7 @@ pub(crate) struct Lease {
 // === impl Pool ===
 
 impl Pool {
-    /// A place for one stream, now or within `connect_timeout`.
+    /// A place for one stream, now or within `pool.wait_timeout`.
     pub(crate) async fn lease(self: Rc<Self>) -> Result<Lease, Error> {
         if self.closed.get() {
             return Err(self.shared.removed(&self.endpoint));
@@ -97,13 +104,32 @@ impl Pool {
         }
         let _waits = self.endpoint.live();
         let _pending = self.shared.pending()?;
-        let (slot, place) = oneshot::channel();
-        self.state.borrow_mut().waiting.push_back(slot);
+        let place = self.waiting.join();
         self.dial_if_wanted();
-        match timeout(self.shared.settings.connect_timeout, place).await {
-            Ok(answer) => answer.expect("a slot is answered before it leaves the queue"),
-            Err(_) if self.is_full() => Err(self.shared.crowded(&self.endpoint)),
-            Err(_) => Err(self.shared.too_late()),
+        if !self.keeps_time.replace(true) {
+            let slice = self.shared.settings.pool.wait_timeout / SLICES;
+            spawn_local(Self::keep_time(Rc::downgrade(&self), slice));
+        }
+        place.await
+    }
+
+    /// Ends waits that last too long, for as long as anybody waits.
+    async fn keep_time(pool: Weak<Self>, slice: Duration) {
+        loop {
+            sleep(slice).await;
+            let Some(pool) = pool.upgrade() else { return };
+            pool.waiting.end_round(SLICES, || Err(pool.out_of_time()));
+            if pool.waiting.is_empty() {
+                return pool.keeps_time.set(false);
+            }
+        }
+    }
+
+    fn out_of_time(&self) -> Error {
+        if self.is_full() {
+            self.shared.crowded(&self.endpoint)
+        } else {
+            self.shared.waited(&self.endpoint)
         }
     }
 
@@ -146,64 +172,67 @@ impl Pool {
         self.state.borrow().connections.len() >= self.shared.settings.pool.max_connections
     }
 
-    /// Dials when there is need of room and no dial on its way would bring it.
+    /// Dials when there is need of room, as often as there is need that no dial on its way would meet.
     fn dial_if_wanted(self: &Rc<Self>) {
         let mut state = self.state.borrow_mut();
-        state.waiting.retain(|slot| !slot.is_closed());
-        let crowded = state
-            .connections
-            .iter()
-            .all(|connection| connection.is_crowded() || connection.has_stalled());
-        let each = self.shared.settings.pool.max_streams_per_connection;
-        let expected = state.dialing * each as usize;
-        let wanted = state.waiting.len() > expected || (crowded && state.dialing == 0);
-        if wanted && self.may_dial(&state) {
+        while self.may_dial(&state) && self.wants_more(&state) {
             state.dialing += 1;
-            drop(state);
             spawn_local(Rc::clone(self).dial());
         }
     }
 
-    /// Not beyond `max_connections`, and not at once again after a dial has failed while there is a connection to make do with.
+    fn wants_more(&self, state: &State) -> bool {
+        let connections = &mut state.connections.iter();
+        let mut crowded =
+            || connections.all(|connection| connection.is_crowded() || connection.has_stalled());
+        self.waiting.len() > state.dialing * state.room || (state.dialing == 0 && crowded())
+    }
+
+    /// Not beyond `max_connections`, nor more than a few at a time; and after a dial that has failed not at once again, unless there
+    /// is nothing else to hope for.
     fn may_dial(&self, state: &State) -> bool {
+        let pool = &self.shared.settings.pool;
         !self.closed.get()
-            && state.connections.len() + state.dialing < self.shared.settings.pool.max_connections
-            && (state.connections.is_empty() || !self.endpoint.is_unreachable())
+            && state.dialing < pool.max_dials
+            && state.connections.len() + state.dialing < pool.max_connections
+            && (!self.endpoint.is_unreachable()
+                || state.connections.is_empty() && state.dialing == 0)
     }
 
     /// Opens a connection and drives it to its end.
     async fn dial(self: Rc<Self>) {
-        let guard = DialGuard(Rc::clone(&self));
-        let wait = self.shared.settings.connect_timeout;
-        let opened = timeout(wait, async {
-            let transport = self.shared.dial(self.endpoint.address()).await?;
-            let opened = self.open(transport.clone()).await;
-            // The codec above passes on the words of what broke TLS, and no more.
-            opened.map_err(|error| match (&self.shared.tls, transport.broken()) {
-                (Some(tls), Some(cause)) => {
-                    tls.explained(io::Error::other(cause), self.endpoint.address())
-                }
-                _ => error,
+        let guard = DialGuard {
+            _dialing: self.shared.dialing(),
+            pool: Rc::clone(&self),
+        };
+        let mut patience = Patience::new(self.shared.settings.connect_timeout);
+        let opened = patience
+            .with(async {
+                let transport = self.shared.dial(self.endpoint.address()).await?;
+                let opened = self.open(transport.clone()).await;
+                // The codec above passes on the words of what broke TLS, and no more.
+                opened.map_err(|error| match (&self.shared.tls, transport.broken()) {
+                    (Some(tls), Some(cause)) => {
+                        tls.explained(io::Error::other(cause), self.endpoint.address())
+                    }
+                    _ => error,
+                })
             })
-        })
-        .await
-        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+            .await;
         match opened {
-            Ok(_) if self.closed.get() => {}
-            Ok((sender, driver)) => {
+            Some(Ok(_)) if self.closed.get() => {}
+            Some(Ok((sender, driver))) => {
                 self.endpoint.reached();
+                let limit = driver.limit(&self);
                 let connection = Rc::new(Connection {
                     sender: RefCell::new(sender),
                     active: Cell::new(0),
-                    limit: Cell::new(0),
+                    limit: Cell::new(limit),
                     stalled: Rc::new(Stalled::new(Arc::clone(&self.shared.stats))),
                     used: Cell::new(true),
                     silence: Silence::default(),
                 });
-                self.state
-                    .borrow_mut()
-                    .connections
-                    .push(Rc::clone(&connection));
+                self.admit(&connection, limit);
                 drop(guard);
                 self.shared.stats.connected.increment();
                 self.shared.stats.connections.increment();
@@ -215,10 +244,22 @@ impl Pool {
                     self.retire(&connection);
                 }
             }
-            Err(error) => {
-                let error = self.shared.no_connection(&self.endpoint, &error);
+            failed => {
+                let error = match failed {
+                    Some(Err(error)) => self.shared.no_connection(&self.endpoint, &error),
+                    _ => self.shared.too_late(&self.endpoint),
+                };
                 self.fail_waiting(&error);
                 drop(guard);
+                // Until then nobody dials who has other connections to hope for, and that may be in vain.
+                let pool = Rc::downgrade(&self);
+                drop(self);
+                sleep(PASS_OVER).await;
+                if let Some(pool) = pool.upgrade()
+                    && !pool.waiting.is_empty()
+                {
+                    pool.dial_if_wanted();
+                }
             }
         }
     }
@@ -265,28 +306,31 @@ impl Pool {
         builder
     }
 
-    /// Hands free places to those who wait, in their order.
+    /// Hands free places to those who wait, in their order, and dials for those who are left.
     fn serve_waiting(self: &Rc<Self>) {
-        while !self.state.borrow().waiting.is_empty() {
+        while !self.waiting.is_empty() {
             let Some(lease) = self.lease_now() else {
-                return;
+                return self.dial_if_wanted();
             };
-            let next = self.state.borrow_mut().waiting.pop_front();
-            // One who has given up lets the lease drop, and its place goes to the next.
-            if let Some(slot) = next {
-                let _ = slot.send(Ok(lease));
-            }
+            // Whoever is in the queue takes it: a lease that is dropped would come back here.
+            let _taken = self.waiting.answer_first(Ok(lease));
         }
+    }
+
+    /// A dial has landed: here is a connection, and the next will hardly take more streams than this one.
+    fn admit(&self, connection: &Rc<Connection>, limit: usize) {
+        let mut state = self.state.borrow_mut();
+        state.connections.push(Rc::clone(connection));
+        state.room = limit;
     }
 
     /// After a dial that failed: those who wait hear of it, unless there is still something to wait for.
     fn fail_waiting(&self, error: &Error) {
-        let mut state = self.state.borrow_mut();
-        if !state.connections.is_empty() || state.dialing > 1 {
-            return;
-        }
-        for slot in state.waiting.drain(..) {
-            let _ = slot.send(Err(error.clone()));
+        let state = self.state.borrow();
+        let was_last = state.connections.is_empty() && state.dialing == 1;
+        drop(state);
+        if was_last {
+            self.waiting.answer_all(|| Err(error.clone()));
         }
     }
 
@@ -299,9 +343,8 @@ impl Pool {
         if state.connections.len() < before {
             self.shared.stats.retired.increment();
         }
-        let wanted = !state.waiting.is_empty();
         drop(state);
-        if wanted {
+        if !self.waiting.is_empty() {
             self.dial_if_wanted();
         }
     }
@@ -312,7 +355,13 @@ impl balance::Pool for Pool {
         Self {
             shared: Rc::clone(shared),
             endpoint: Arc::clone(endpoint),
-            state: RefCell::default(),
+            state: RefCell::new(State {
+                connections: Vec::new(),
+                dialing: 0,
+                room: shared.settings.pool.max_streams_per_connection as usize,
+            }),
+            waiting: Waiting::default(),
+            keeps_time: Cell::new(false),
             closed: Cell::new(false),
             streams: Rc::default(),
         }
@@ -324,15 +373,12 @@ impl balance::Pool for Pool {
 
     fn close(&self) {
         self.closed.set(true);
-        let state = std::mem::take(&mut *self.state.borrow_mut());
-        self.state.borrow_mut().dialing = state.dialing;
         // The streams on a connection hold it, and so it closes after the last of them.
-        for _ in &state.connections {
+        for _ in std::mem::take(&mut self.state.borrow_mut().connections) {
             self.shared.stats.retired.increment();
         }
-        for slot in state.waiting {
-            let _ = slot.send(Err(self.shared.removed(&self.endpoint)));
-        }
+        self.waiting
+            .answer_all(|| Err(self.shared.removed(&self.endpoint)));
     }
 
     fn dismiss(&self, error: &Error) {
@@ -347,12 +393,15 @@ impl fmt::Debug for Pool {
 }
 
 /// Takes a dial off the count, however it ends, and serves those whom it has brought room.
-struct DialGuard(Rc<Pool>);
+struct DialGuard {
+    pool: Rc<Pool>,
+    _dialing: Dialing,
+}
 
 impl Drop for DialGuard {
     fn drop(&mut self) {
-        self.0.state.borrow_mut().dialing -= 1;
-        self.0.serve_waiting();
+        self.pool.state.borrow_mut().dialing -= 1;
+        self.pool.serve_waiting();
     }
 }
 
@@ -473,10 +522,16 @@ impl Driver {
         .map_err(|error| io::Error::new(error.kind(), format!("no HTTP/2 settings came: {error}")))
     }
 
+    /// Streams that the connection takes now: as many as the peer grants, and no more than we want.
+    fn limit(&self, pool: &Pool) -> usize {
+        let most = pool.shared.settings.pool.max_streams_per_connection;
+        let granted = self.connection.max_concurrent_send_streams();
+        granted.min(most as usize)
+    }
+
     /// Until the connection has ended.
     async fn run(mut self, pool: &Rc<Pool>, connection: &Weak<Connection>) {
         let settings = &pool.shared.settings.pool;
-        let most = settings.max_streams_per_connection as usize;
         // A connection that is old has been retired once and for all.
         let mut old = pin!(some_time(settings.max_connection_age).fuse());
         let mut idle = pin!(some_time(settings.idle_timeout));
@@ -497,7 +552,7 @@ impl Driver {
                 connection.silence.set(Some(pool.shared.settings.http2.keepalive.timeout));
                 return Poll::Ready(());
             }
-            let limit = self.connection.max_concurrent_send_streams().min(most);
+            let limit = self.limit(pool);
             if connection.limit.replace(limit) < limit {
                 pool.serve_waiting();
             }

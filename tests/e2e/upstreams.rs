@@ -20,7 +20,9 @@ const PATH: &str = "/e2e.Echo/Talk";
 const OK: [(&str, &str); 1] = [("grpc-status", "0")];
 const CONNECTED: &str = "thalweg_cluster_connected_total{cluster=\"main\"}";
 const CONNECTIONS: &str = "thalweg_cluster_connections{cluster=\"main\"}";
+const DIALING: &str = "thalweg_cluster_dialing{cluster=\"main\"}";
 const PENDING: &str = "thalweg_cluster_pending{cluster=\"main\"}";
+const STREAMS: &str = "thalweg_cluster_streams{cluster=\"main\"}";
 
 async fn open(client: &Client, count: usize) -> Vec<Call> {
     let mut calls = Vec::new();
@@ -176,13 +178,13 @@ async fn our_own_limit_holds_where_the_peer_has_none() {
 // === the queue ===
 
 /// One connection with room for one stream, which is taken, and a queue of two.
-async fn full(connect_timeout: &str) -> (Upstream, TestProxy, Client, Call, upstream::Call) {
+async fn full(wait_timeout: &str) -> (Upstream, TestProxy, Client, Call, upstream::Call) {
     let mut one = builder();
     one.max_concurrent_streams(1);
     let mut upstream = Upstream::start_with(&one).await;
     let proxy = Yaml::to(&upstream)
         .cluster(&format!(
-            "connect_timeout: {connect_timeout}, pool: {{max_connections: 1, max_pending: 2}}"
+            "pool: {{max_connections: 1, max_pending: 2, wait_timeout: {wait_timeout}}}"
         ))
         .start()
         .await;
@@ -231,7 +233,8 @@ async fn stream_that_waits_in_vain_is_given_up_in_time() {
     assert!(
         text.contains("cluster main")
             && text.contains("pool.max_connections")
-            && text.contains("200ms"),
+            && text.contains("200ms")
+            && text.contains("pool.wait_timeout"),
         "{text}"
     );
     proxy.metric_is(PENDING, 0).await;
@@ -283,6 +286,145 @@ async fn cancelled_wait_gives_its_place_to_the_next() {
 
     upstream.call().await.finish_with(200, &OK);
     assert_eq!(waiting.answer().await.code(), Code::Ok);
+}
+
+// === storms ===
+
+#[tokio::test]
+async fn storm_at_a_cold_proxy_finds_room() {
+    let mut hundred = builder();
+    hundred.max_concurrent_streams(100);
+    let mut upstream = Upstream::start_with(&hundred).await;
+    let proxy = Yaml::to(&upstream).start().await;
+
+    let mut storm = Vec::new();
+    for _ in 0..2 {
+        let client = Client::connect(&proxy).await;
+        storm.push((open(&client, 750).await, client));
+    }
+
+    // None of them ends before all are open.
+    let held = upstream.calls(1500).await;
+    assert_eq!(held.len(), 1500);
+    proxy.metric_is(PENDING, 0).await;
+    assert_eq!(proxy.metric(STREAMS).await, 1500);
+}
+
+#[tokio::test]
+async fn streams_that_have_gone_before_the_upstream_is_ready_cost_nothing() {
+    const MANY: usize = 10_000;
+    let upstream = RawUpstream::bind().await;
+    let proxy = Yaml::to(&upstream.address)
+        .listener("http2: {max_concurrent_streams: 20000}")
+        .cluster("pool: {max_pending: 1000000}")
+        .start()
+        .await;
+    let client = Client::connect(&proxy).await;
+    let mut calls = open(&client, MANY).await;
+    proxy.metric_is(PENDING, MANY as u64).await;
+
+    for call in &mut calls {
+        call.outgoing.reset(h2::Reason::CANCEL);
+    }
+    proxy.metric_is(PENDING, 0).await;
+    let mut peer = upstream.handshake(&[]).await;
+
+    let mut call = client.call(PATH, &[]).await;
+    let stream = peer.until(|frame| frame.kind == raw::HEADERS).await.stream;
+    peer.write(&raw::headers(stream, &[(":status", "200"), OK[0]], true))
+        .await;
+    assert_eq!(call.answer().await.code(), Code::Ok);
+}
+
+#[tokio::test]
+async fn dials_are_paced_and_each_that_lands_starts_the_next() {
+    let upstream = RawUpstream::bind().await;
+    let proxy = Yaml::to(&upstream.address)
+        .cluster("pool: {max_dials: 2, max_streams_per_connection: 1}")
+        .start()
+        .await;
+    let client = Client::connect(&proxy).await;
+    let mut calls = open(&client, 5).await;
+    proxy.metric_is(PENDING, 5).await;
+    let mut silent = vec![upstream.accept().await, upstream.accept().await];
+    assert_eq!(proxy.metric(DIALING).await, 2);
+
+    // Connections that were accepted and say nothing are still being dialed.
+    let mut open = Vec::new();
+    for waiting in (0..5).rev() {
+        let mut peer = silent.remove(0);
+        peer.write(&raw::settings(&[])).await;
+        peer.bytes(raw::PREFACE.len()).await;
+        peer.until(|frame| frame.kind == raw::HEADERS).await;
+        proxy.metric_is(PENDING, waiting).await;
+        assert!(proxy.metric(DIALING).await <= 2);
+        if waiting > 0 {
+            silent.push(upstream.accept().await);
+        }
+        open.push(peer);
+    }
+
+    // One more is dialed for those who may come.
+    proxy.metric_is(DIALING, 1).await;
+    calls.clear();
+}
+
+#[tokio::test]
+async fn all_who_wait_hear_of_a_dial_that_fails_when_nothing_else_is_left() {
+    let proxy = Yaml::to(nobody().await)
+        .cluster("pool: {max_dials: 3, max_streams_per_connection: 1, wait_timeout: 1h}")
+        .start()
+        .await;
+    let client = Client::connect(&proxy).await;
+
+    let mut calls = open(&client, 20).await;
+
+    for call in &mut calls {
+        let answer = call.answer().await;
+        assert_eq!(answer.reason(), Some("upstream_connect_failed"));
+    }
+}
+
+#[tokio::test]
+async fn who_waits_behind_a_dial_that_failed_need_not_wait_for_a_new_stream() {
+    let upstream = RawUpstream::bind().await;
+    let proxy = Yaml::to(&upstream.address).start().await;
+    let client = Client::connect(&proxy).await;
+    let _holding = client.call(PATH, &[]).await;
+    let mut full = upstream
+        .handshake(&[(raw::MAX_CONCURRENT_STREAMS, 1)])
+        .await;
+    full.until(|frame| frame.kind == raw::HEADERS).await;
+    let _waiting = client.call(PATH, &[]).await;
+
+    drop(upstream.accept().await);
+
+    let mut another = upstream.handshake(&[]).await;
+    another.until(|frame| frame.kind == raw::HEADERS).await;
+}
+
+#[tokio::test]
+async fn wait_for_dials_that_last_has_an_end_of_its_own() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let proxy = Yaml::to(silent.local_addr().unwrap())
+        .cluster("connect_timeout: 1h, pool: {wait_timeout: 100ms}")
+        .start()
+        .await;
+    let client = Client::connect(&proxy).await;
+
+    let answer = client.call(PATH, &[]).await.answer().await;
+
+    assert_eq!(
+        (answer.code(), answer.reason()),
+        (Code::Unavailable, Some("upstream_wait_timeout"))
+    );
+    assert!(
+        answer.text().contains("pool.wait_timeout"),
+        "{}",
+        answer.text()
+    );
+    let waited = "thalweg_cluster_wait_timeouts_total{cluster=\"main\"}";
+    assert_eq!(proxy.metric(waited).await, 1);
 }
 
 // === the end of connections ===

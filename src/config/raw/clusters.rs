@@ -172,8 +172,9 @@ pub(in crate::config) struct Cluster {
     /// How HTTP/2 is spoken with the endpoints.
     pub(in crate::config) http2: Option<Http2>,
 
-    /// Longest a dial may take, and longest a stream waits for a connection. Default `2s`: one
-    /// lost packet is made good in that time.
+    /// Longest a dial may take, with its TLS handshake and until the first word of HTTP/2. Default `2s`:
+    /// one lost packet is made good in that time. Time in which the proxy did not come round to look
+    /// is not counted. How long a stream waits for its place is `pool.wait_timeout`.
     #[schemars(extend("minimum" = 1))]
     pub(in crate::config) connect_timeout: Option<Duration>,
 
@@ -305,10 +306,24 @@ pub(in crate::config) struct Pool {
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub(in crate::config) max_streams: Option<Count>,
 
+    /// Dials to one endpoint on their way at once, for each worker; each that lands starts the next
+    /// while streams wait. Default `16`: with HTTP/2 that is room for 1,600 streams in the time of
+    /// one dial, and a hundred TLS handshakes at once would hold up everything else.
+    #[schemars(range(min = 1, max = 65_535))]
+    pub(in crate::config) max_dials: Option<Count>,
+
     /// Streams that may wait for a connection, for each worker; further ones are refused at once.
-    /// Default `1024`. `0` lets none wait, not even for the first connection.
+    /// Default: as many as the listeners let in, since after a restart all come back at once, and
+    /// one that waits costs a few kilobytes. `0` lets none wait, not even for the first connection.
     #[schemars(range(min = 0, max = 1_000_000))]
     pub(in crate::config) max_pending: Option<Count>,
+
+    /// Longest that a stream waits for its place on a connection, up to an eighth more; when a dial
+    /// fails and there is nothing else to wait for, it hears of that at once. Default `30s`: in that
+    /// time a hundred thousand streams find their places, and few clients wait longer. Time in which
+    /// the proxy did not come round to look is not counted.
+    #[schemars(extend("minimum" = 1))]
+    pub(in crate::config) wait_timeout: Option<Duration>,
 
     /// Time after which a stream whose bytes the upstream does not take marks its connection: new
     /// streams then go to another one, because a connection shares one window. Default `1s`.

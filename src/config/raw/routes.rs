@@ -151,8 +151,9 @@ pub(in crate::config) struct WeightedCluster {
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct RouteTimeouts {
-    /// Longest wait for a connection, where the cluster's `connect_timeout` is too long for this
-    /// kind of stream. Default `0s`, which leaves it to the cluster.
+    /// Longest wait for a place on a connection, dials included, where the cluster's
+    /// `pool.wait_timeout` is too long for this kind of stream. Default `0s`, which leaves it to the
+    /// cluster.
     pub(in crate::config) connect: Option<Duration>,
 
     /// Longest wait for the head of the answer, from the time that the stream has passed the filters;

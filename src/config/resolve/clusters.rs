@@ -57,7 +57,9 @@ fn resolve_pool(raw: &raw::Pool) -> Pool {
         max_streams_per_connection: (raw.max_streams_per_connection)
             .map_or(default.max_streams_per_connection, Count::u32),
         max_streams: raw.max_streams.map(Count::usize),
-        max_pending: raw.max_pending.map_or(default.max_pending, Count::usize),
+        max_dials: raw.max_dials.map_or(default.max_dials, Count::usize),
+        max_pending: raw.max_pending.map(Count::usize),
+        wait_timeout: or(raw.wait_timeout, default.wait_timeout),
         avoid_stalled: or(raw.avoid_stalled, default.avoid_stalled),
         max_connection_age: or(raw.max_connection_age, default.max_connection_age),
         idle_timeout: or(raw.idle_timeout, default.idle_timeout),
