@@ -19,13 +19,13 @@ use h2::client::SendRequest;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_rustls::TlsConnector;
 
 use crate::binding::{self, Count, Messages, Operation, Way};
 use crate::grpc::{self, Body, Failure};
 use crate::object::{self, Store};
-use crate::work::{LARGE_MESSAGE, SMALL_MESSAGE, Shape, Work};
+use crate::work::{LARGE_MESSAGE, SMALL_MESSAGE, STORM_LIMIT, Shape, Work};
 use crate::{http1, tls, transport};
 
 /// Calls on each connection before anything is measured: the proxy dials its upstream in that time.
@@ -45,6 +45,10 @@ pub(crate) struct Report {
     pub(crate) p50_ns: u64,
     /// 99 of a hundred took no longer.
     pub(crate) p99_ns: u64,
+    /// None took longer.
+    pub(crate) last_ns: u64,
+    /// Streams of a storm that were not to be opened.
+    pub(crate) refused: u64,
 }
 
 /// What streams have to report so far.
@@ -53,6 +57,9 @@ struct Tally {
     operations: u64,
     bytes: u64,
     latencies_ns: Vec<u64>,
+    refused: u64,
+    /// Why one of them was refused.
+    why: Option<String>,
     /// Idle streams, to be kept open.
     held: Vec<Held>,
 }
@@ -73,7 +80,7 @@ pub(crate) async fn run(
     let mut commands = BufReader::new(tokio::io::stdin()).lines();
 
     let mut connections = Vec::new();
-    if !work.is_idle() && work != Work::Handshakes {
+    if !work.is_idle() && !work.is_storm() && work != Work::Handshakes {
         for _ in 0..shape.connections {
             let connection = connect(address, tls).await?;
             unary(connection.clone(), WARM_UP_CALLS).await?;
@@ -105,6 +112,8 @@ pub(crate) async fn run(
             tally.latencies_ns = vec![elapsed_ns(started)];
             total.add(tally);
         }
+    } else if work.is_storm() {
+        total = storm(address, tls, shape).await?;
     } else if work.is_idle() {
         // One after the other: ten thousand at once would overflow the backlog of whoever dials once a stream.
         for _ in 0..shape.connections {
@@ -154,7 +163,9 @@ async fn work_on(connections: &[Connection], work: Work, shape: Shape) -> Result
                 Work::Upload | Work::Uploads80 => streams.spawn(upload(connection, shape.repeats)),
                 Work::Download => streams.spawn(download(connection, shape.repeats)),
                 Work::PingPong => streams.spawn(ping_pong(connection, shape.repeats)),
-                Work::IdleStreams | Work::IdleConnections => streams.spawn(hold(connection)),
+                Work::IdleStreams | Work::IdleConnections | Work::Storm10k | Work::Storm100k => {
+                    streams.spawn(hold(connection))
+                }
                 Work::BindingUploadPlain | Work::ObjectPlain => {
                     streams.spawn(binding_upload(connection, Way::Plain, shape.repeats))
                 }
@@ -214,6 +225,10 @@ async fn answer(response: h2::client::ResponseFuture) -> Result<Body, Failure> {
     let response = response.await?;
     if response.status() != 200 {
         return Err(format!("HTTP status {}", response.status()).into());
+    }
+    if let Some(status) = response.headers().get("grpc-status") {
+        let message = response.headers().get("grpc-message");
+        return Err(format!("grpc-status {status:?}, {message:?}").into());
     }
     Ok(Body::new(response.into_body()))
 }
@@ -305,6 +320,68 @@ async fn hold(mut connection: Connection) -> Result<Tally, Failure> {
         held: vec![(body, stream)],
         ..Tally::default()
     })
+}
+
+/// Everybody comes at once: connections and their streams are opened without a wait for one another, and held.
+async fn storm(
+    address: SocketAddr,
+    tls: Option<&TlsConnector>,
+    shape: Shape,
+) -> Result<Tally, Failure> {
+    let started = Instant::now();
+    let mut clients = JoinSet::new();
+    for _ in 0..shape.connections {
+        let tls = tls.cloned();
+        clients.spawn(async move {
+            let mut streams = JoinSet::new();
+            match connect(address, tls.as_ref()).await {
+                Ok(connection) => {
+                    for _ in 0..shape.streams {
+                        streams.spawn(storm_stream(connection.clone(), started));
+                    }
+                }
+                Err(_) => {
+                    let refused = shape.streams as u64;
+                    streams.spawn(async move {
+                        Tally {
+                            refused,
+                            ..Tally::default()
+                        }
+                    });
+                }
+            }
+            streams
+        });
+    }
+    let mut total = Tally::default();
+    let limit = started + STORM_LIMIT;
+    let mut streams = Vec::new();
+    while let Ok(Some(client)) = timeout_at(limit, clients.join_next()).await {
+        streams.push(client?);
+    }
+    for streams in &mut streams {
+        while let Ok(Some(tally)) = timeout_at(limit, streams.join_next()).await {
+            total.add(tally?);
+        }
+    }
+    if let Some(why) = total.why.take() {
+        eprintln!("refused: {why}");
+    }
+    Ok(total)
+}
+
+async fn storm_stream(connection: Connection, started: Instant) -> Tally {
+    match hold(connection).await {
+        Ok(mut tally) => {
+            tally.latencies_ns = vec![elapsed_ns(started)];
+            tally
+        }
+        Err(error) => Tally {
+            refused: 1,
+            why: Some(error.to_string()),
+            ..Tally::default()
+        },
+    }
 }
 
 /// Opens streams until one goes well; a component may still be on its way up.
@@ -483,6 +560,8 @@ impl Tally {
         self.operations += other.operations;
         self.bytes += other.bytes;
         self.latencies_ns.extend(other.latencies_ns);
+        self.refused += other.refused;
+        self.why = self.why.take().or(other.why);
         self.held.extend(other.held);
     }
 
@@ -493,6 +572,8 @@ impl Tally {
             bytes: self.bytes,
             p50_ns: percentile(&self.latencies_ns, 50),
             p99_ns: percentile(&self.latencies_ns, 99),
+            last_ns: self.latencies_ns.last().copied().unwrap_or(0),
+            refused: self.refused,
         }
     }
 }
@@ -506,8 +587,13 @@ impl fmt::Display for Report {
             bytes,
             p50_ns,
             p99_ns,
+            last_ns,
+            refused,
         } = self;
-        write!(f, "{operations} {bytes} {p50_ns} {p99_ns}")
+        write!(
+            f,
+            "{operations} {bytes} {p50_ns} {p99_ns} {last_ns} {refused}"
+        )
     }
 }
 
@@ -519,7 +605,7 @@ impl FromStr for Report {
             .split(' ')
             .map(str::parse)
             .collect::<Result<Vec<u64>, _>>()?;
-        let &[operations, bytes, p50_ns, p99_ns] = numbers.as_slice() else {
+        let &[operations, bytes, p50_ns, p99_ns, last_ns, refused] = numbers.as_slice() else {
             return Err(format!("not a report: {line:?}").into());
         };
         Ok(Self {
@@ -527,6 +613,8 @@ impl FromStr for Report {
             bytes,
             p50_ns,
             p99_ns,
+            last_ns,
+            refused,
         })
     }
 }
@@ -542,6 +630,8 @@ mod tests {
             bytes: 2,
             p50_ns: 3,
             p99_ns: 4,
+            last_ns: 5,
+            refused: 6,
         };
 
         assert_eq!(report.to_string().parse::<Report>().unwrap(), report);

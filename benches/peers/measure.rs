@@ -81,7 +81,7 @@ async fn run(proxy: &Running, work: Work, scale: f64) -> Result<Measurement, Fai
         commands.write_all(b"go\n").await?;
         let report = output.next_line().await?.ok_or(silent)?.parse()?;
         let cpu = process::cpu_time(proxy.pid()?)?.saturating_sub(cpu_before);
-        if work.is_idle() {
+        if work.is_idle() || work.is_storm() {
             sleep(SETTLE).await;
         }
         let after = process::memory(proxy.pid()?)?;

@@ -71,6 +71,8 @@ impl Kind {
         let tls = tls.is_some();
         match self {
             _ if work == Work::Handshakes && !tls => false,
+            // It takes a connection and a port for each stream.
+            Self::Nginx if work == Work::Storm100k => false,
             Self::Thalweg => !(tls && work.is_binding()),
             // It cannot open what it copies.
             Self::Relay => !tls && !work.is_binding(),

@@ -31,6 +31,10 @@ enum Quantity {
     PeakResident,
     Growth,
     PerStream,
+    Opened,
+    Refused,
+    LastSeconds,
+    CpuSeconds,
 }
 
 /// All samples of a run.
@@ -207,6 +211,14 @@ fn quantities(work: Work) -> &'static [Quantity] {
         | Work::ObjectPlain => &[Quantity::CpuPerGigabyte],
         Work::Uploads80 => &[Quantity::CpuPerGigabyte, Quantity::PeakResident],
         Work::IdleStreams | Work::IdleConnections => &[Quantity::PerStream],
+        Work::Storm10k | Work::Storm100k => &[
+            Quantity::Opened,
+            Quantity::Refused,
+            Quantity::LastSeconds,
+            Quantity::CpuSeconds,
+            Quantity::Resident,
+            Quantity::PeakResident,
+        ],
         Work::BindingFile
         | Work::BindingFileHttp
         | Work::ObjectFile
@@ -239,6 +251,10 @@ fn value(quantity: Quantity, measurement: &Measurement) -> f64 {
         Quantity::Resident => mebibytes(after.resident),
         Quantity::Growth => mebibytes(after.peak) - mebibytes(before.resident),
         Quantity::PeakResident => mebibytes(after.peak),
+        Quantity::Opened => report.operations as f64,
+        Quantity::Refused => report.refused as f64,
+        Quantity::LastSeconds => report.last_ns as f64 / 1e9,
+        Quantity::CpuSeconds => cpu.as_secs_f64(),
         Quantity::PerStream => {
             (after.resident as f64 - before.resident as f64) / 1024.0 / report.operations as f64
         }
@@ -308,6 +324,10 @@ impl Row {
             Quantity::PeakResident => "peak RSS, MiB",
             Quantity::PerStream if self.after == Some(Work::IdleConnections) => "KiB a connection",
             Quantity::PerStream => "KiB a stream",
+            Quantity::Opened => "streams open",
+            Quantity::Refused => "streams refused",
+            Quantity::LastSeconds => "until the last is open, s",
+            Quantity::CpuSeconds => "CPU s",
         };
         format!("{}: {what}", self.after.map_or("after these", Work::name))
     }

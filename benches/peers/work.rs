@@ -16,6 +16,9 @@ pub(crate) const LARGE_MESSAGE: usize = 64 * 1024;
 /// Large messages in a file of 10 GiB.
 const FILE_MESSAGES: u64 = 10 * (1 << 30) / LARGE_MESSAGE as u64;
 
+/// How long the streams of a storm may take to open. Those that are not open then are neither open nor refused.
+pub(crate) const STORM_LIMIT: Duration = Duration::from_secs(90);
+
 /// One kind of load. The order is the order of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 #[value(rename_all = "snake_case")]
@@ -35,6 +38,12 @@ pub(crate) enum Work {
     IdleStreams,
     /// 3,000 connections with one silent stream each
     IdleConnections,
+    /// 10,000 streams at once, on 100 connections at once, through a proxy that has just started
+    #[value(name = "storm_10k")]
+    Storm10k,
+    /// 100,000 streams at once, on 1,000 connections at once, through a proxy that has just started
+    #[value(name = "storm_100k")]
+    Storm100k,
     /// 1,000 connections, one after the other, with a full handshake and one call each; only with `--tls`
     Handshakes,
     /// As `upload`, with the messages of a binding, on a plain route
@@ -86,7 +95,7 @@ impl Work {
     /// Those that nobody minds to run.
     pub(crate) fn usual() -> Vec<Self> {
         let all = Self::value_variants().iter().copied();
-        all.filter(|work| !work.is_object() && *work != Self::Handshakes)
+        all.filter(|work| !work.is_object() && !work.is_storm() && *work != Self::Handshakes)
             .collect()
     }
 
@@ -100,6 +109,8 @@ impl Work {
             Self::Uploads80 => "uploads80",
             Self::IdleStreams => "idle_streams",
             Self::IdleConnections => "idle_connections",
+            Self::Storm10k => "storm_10k",
+            Self::Storm100k => "storm_100k",
             Self::Handshakes => "handshakes",
             Self::BindingUploadPlain => "binding_upload_plain",
             Self::BindingUploadDapr => "binding_upload_dapr",
@@ -135,6 +146,8 @@ impl Work {
             Self::Uploads80 => (8, 10, scaled(400, scale)),
             Self::IdleStreams => (scaled(100, scale), 100, 1),
             Self::IdleConnections => (scaled(3_000, scale), 1, 1),
+            Self::Storm10k => (scaled(100, scale), 100, 1),
+            Self::Storm100k => (scaled(1_000, scale), 100, 1),
             Self::Handshakes => (scaled(1_000, scale), 1, 1),
             Self::BindingFile
             | Self::BindingFileHttp
@@ -154,7 +167,7 @@ impl Work {
 
     /// Whether each measurement needs a proxy that has done nothing before.
     pub(crate) fn wants_fresh_proxy(self) -> bool {
-        matches!(self, Self::Uploads80) || self.is_idle() || self.is_binding()
+        matches!(self, Self::Uploads80) || self.is_idle() || self.is_storm() || self.is_binding()
     }
 
     /// Whether only Thalweg can do it.
@@ -220,9 +233,14 @@ impl Work {
         matches!(self, Self::IdleStreams | Self::IdleConnections)
     }
 
+    /// Whether everybody comes at once to a proxy that has no connection yet.
+    pub(crate) fn is_storm(self) -> bool {
+        matches!(self, Self::Storm10k | Self::Storm100k)
+    }
+
     /// Rounds that say something new: memory of silent streams, or of one file, comes out the same each time. Disks do not.
     pub(crate) fn rounds_max(self) -> u32 {
-        if self.is_object() {
+        if self.is_object() || self.is_storm() {
             3
         } else if self.is_file() {
             1
@@ -235,7 +253,13 @@ impl Work {
 
     /// Longest wait for one measurement at this scale; past it, the measurement has failed.
     pub(crate) fn time_limit(self, scale: f64) -> Duration {
-        let seconds = if self.is_file() { 300 } else { 60 };
+        let seconds = if self.is_file() {
+            300
+        } else if self.is_storm() {
+            STORM_LIMIT.as_secs() + 60
+        } else {
+            60
+        };
         Duration::from_secs(seconds).mul_f64(scale.max(1.0))
     }
 }
