@@ -308,10 +308,10 @@ impl Ledger {
         })))
     }
 
-    /// What is held counts as the stream's from now on.
+    /// What is held counts as the stream's from now on, if it is known whose it is.
     #[must_use]
-    pub fn of(self: Arc<Self>, stream: &StreamContext) -> Arc<Self> {
-        self.account().stream = Some(stream.clone());
+    pub fn of<'a>(self: Arc<Self>, stream: impl Into<Option<&'a StreamContext>>) -> Arc<Self> {
+        self.account().stream = stream.into().cloned();
         self
     }
 

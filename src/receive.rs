@@ -101,10 +101,7 @@ fn received(
     if stream.is_end_stream() {
         return None;
     }
-    let mut ledger = Ledger::http2(stream.flow_control().clone());
-    if let Some(context) = context {
-        ledger = ledger.of(context);
-    }
+    let ledger = Ledger::http2(stream.flow_control().clone()).of(context);
     Some(Received {
         stream: Some(stream),
         ledger,

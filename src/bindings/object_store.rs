@@ -21,7 +21,7 @@ use ::http::{HeaderValue, Request, Response, header};
 use bytes::Bytes;
 use object_store::{GetOptions, GetResult, path::Path};
 use serde::Serialize;
-use thalweg_filters::{Body, Error, Side, stream::Booking};
+use thalweg_filters::{Body, Error, Side, StreamContext, stream::Booking};
 use thalweg_proto::{
     bindings::{Form, InitialResponse, framed_initial},
     status::Code,
@@ -113,10 +113,10 @@ impl ObjectStore {
         let payload = Translate::new(body, plan, 0, None).without_initial();
         match &*invocation.operation {
             "create" => self.create(&wanted, payload, booking(&parts)).await,
-            "get" => self.get(&wanted).await,
+            "get" => self.get(&wanted, parts.extensions.get()).await,
             "head" => self.head(&wanted).await,
             "delete" => self.delete(&wanted).await,
-            "list" => self.list(&wanted, payload).await,
+            "list" => self.list(&wanted, payload, parts.extensions.get()).await,
             other => Err(Error::new(
                 Code::FailedPrecondition,
                 "unsupported_operation",
@@ -170,7 +170,11 @@ impl ObjectStore {
         Ok(answered(&initial, json.into()))
     }
 
-    async fn get(&self, wanted: &Wanted<'_>) -> Result<Response<Body>, Error> {
+    async fn get(
+        &self,
+        wanted: &Wanted<'_>,
+        stream: Option<&StreamContext>,
+    ) -> Result<Response<Body>, Error> {
         let key = required(wanted)?;
         let hashed = match wanted.checksum()? {
             Checksum::Unwanted => false,
@@ -194,7 +198,7 @@ impl ObjectStore {
             let range = format!("bytes {}-{}/{size}", range.start, range.end.max(1) - 1);
             initial.metadata.insert("contentRange".into(), range);
         }
-        let body = download::body(found, &key, Arc::clone(&self.label), hashed);
+        let body = download::body(found, &key, Arc::clone(&self.label), hashed, stream);
         let plan = Plan {
             from: Form::Raw,
             to: Form::Runtime,
@@ -241,6 +245,7 @@ impl ObjectStore {
         &self,
         wanted: &Wanted<'_>,
         mut payload: Translate,
+        stream: Option<&StreamContext>,
     ) -> Result<Response<Body>, Error> {
         let mut request = Vec::new();
         while let Some(chunk) = payload.next().await? {
@@ -255,7 +260,7 @@ impl ObjectStore {
         let objects = self.store.list(&folder, selection.after()?);
         let objects = list::begun(objects).await;
         let objects = objects.map_err(|error| self.failed(&folder, error))?;
-        let body = list::body(objects, selection, Arc::clone(&self.label));
+        let body = list::body(objects, selection, Arc::clone(&self.label), stream);
         let plan = Plan {
             from: Form::Raw,
             to: Form::Runtime,

@@ -69,13 +69,9 @@ pub(crate) async fn exchange(
         trial.ends(Ending::Clean);
     }
     headers::strip_hop_by_hop(&mut parts.headers);
-    let mut ledger = Ledger::window(lease.window());
-    if let Some(stream) = &stream {
-        ledger = ledger.of(stream);
-    }
     let body = Body::new(Download {
         incoming,
-        ledger,
+        ledger: Ledger::window(lease.window()).of(stream.as_ref()),
         trial,
         lease,
     });

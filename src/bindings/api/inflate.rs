@@ -40,18 +40,21 @@ pub(super) fn inflated(mut request: Request<Body>, most: usize) -> Result<Reques
     match request.headers_mut().remove(ENCODING) {
         None => Ok(request),
         Some(encoding) if encoding == "identity" => Ok(request),
-        Some(encoding) if encoding == "gzip" => Ok(request.map(|body| {
-            body.wrap(|inner| Inflate {
-                inner,
-                waiting: Stage::default(),
-                ended: false,
-                inflated: Ledger::window(WINDOW),
-                frames: FrameInspector::new(),
-                head: None,
-                collected: BytesMut::new(),
-                most,
-            })
-        })),
+        Some(encoding) if encoding == "gzip" => {
+            let inflated = Ledger::window(WINDOW).of(request.extensions().get());
+            Ok(request.map(|body| {
+                body.wrap(|inner| Inflate {
+                    inner,
+                    waiting: Stage::default(),
+                    ended: false,
+                    inflated,
+                    frames: FrameInspector::new(),
+                    head: None,
+                    collected: BytesMut::new(),
+                    most,
+                })
+            }))
+        }
         Some(encoding) => Err(Error::new(
             Code::Unimplemented,
             "unsupported_encoding",

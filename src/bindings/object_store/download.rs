@@ -15,7 +15,7 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use http_body::Frame;
 use object_store::{GetResult, path::Path};
-use thalweg_filters::{Body, Chunk, Error, Side, body::Ledger};
+use thalweg_filters::{Body, Chunk, Error, Side, StreamContext, body::Ledger};
 use thalweg_proto::status::Code;
 
 use super::{store, wanted::hex};
@@ -36,10 +36,16 @@ struct Download {
     label: Arc<str>,
 }
 
-/// The bytes that were found; with `hashed`, their SHA-256 as a trailer.
-pub(super) fn body(found: GetResult, key: &Path, label: Arc<str>, hashed: bool) -> Body {
+/// The bytes that were found, held by `stream`; with `hashed`, their SHA-256 as a trailer.
+pub(super) fn body(
+    found: GetResult,
+    key: &Path,
+    label: Arc<str>,
+    hashed: bool,
+    stream: Option<&StreamContext>,
+) -> Body {
     Body::new(Download {
-        ledger: Ledger::window(WINDOW),
+        ledger: Ledger::window(WINDOW).of(stream),
         left: found.range.end - found.range.start,
         pieces: found.into_stream(),
         sum: hashed.then(|| digest::Context::new(&digest::SHA256)),

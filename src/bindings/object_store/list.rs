@@ -17,7 +17,7 @@ use http_body::Frame;
 use object_store::{ObjectMeta, path::Path};
 use serde::Serialize;
 use serde_json::value::RawValue;
-use thalweg_filters::{Body, Chunk, Error, body::Ledger};
+use thalweg_filters::{Body, Chunk, Error, StreamContext, body::Ledger};
 
 use super::{super::bad_request, download::WINDOW, store, wanted::Wanted};
 
@@ -129,17 +129,18 @@ pub(super) async fn begun(
     Ok(stream::iter(first.map(Ok)).chain(objects).boxed())
 }
 
-/// The list as a body.
+/// The list as a body, held by `stream`.
 pub(super) fn body(
     objects: BoxStream<'static, object_store::Result<ObjectMeta>>,
     selection: Selection,
     label: Arc<str>,
+    stream: Option<&StreamContext>,
 ) -> Body {
     Body::new(Listing {
         objects,
         selection,
         label,
-        ledger: Ledger::window(WINDOW),
+        ledger: Ledger::window(WINDOW).of(stream),
         begun: false,
         ended: false,
     })
