@@ -23,7 +23,7 @@ use std::{
 };
 
 use ::http::{
-    HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version, header,
+    HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version, header,
     request::Parts,
 };
 use thalweg_filters::{
@@ -432,7 +432,13 @@ fn grpc_request(path: &'static str, from: &Parts, body: Body) -> Request<Body> {
     let mut request = Request::new(body);
     *request.method_mut() = ::http::Method::POST;
     *request.version_mut() = Version::HTTP_2;
-    *request.uri_mut() = ::http::Uri::from_static(path);
+    // As gRPC libraries say it over sockets: there are servers that refuse a call without a host.
+    *request.uri_mut() = Uri::builder()
+        .scheme("http")
+        .authority("localhost")
+        .path_and_query(path)
+        .build()
+        .expect("the paths are constants");
     *request.extensions_mut() = from.extensions.clone();
     let headers = request.headers_mut();
     let grpc = HeaderValue::from_static("application/grpc");

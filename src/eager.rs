@@ -33,6 +33,8 @@ struct Eager {
 
 #[derive(Default)]
 struct Queue {
+    /// There until it has ended, or until the sink wants no more of it.
+    source: Option<Body>,
     staged: Stage,
     end: Option<Result<Option<HeaderMap>, Error>>,
     sink: Option<Waker>,
@@ -40,51 +42,75 @@ struct Queue {
     left: bool,
 }
 
+/// How far a body has come that was handed to a sink.
+pub(crate) struct Handed(Option<Rc<RefCell<Queue>>>);
+
 /// The same body, read ahead.
 pub(crate) fn eager(body: Body) -> Body {
-    if body.is_end_stream() {
-        return body;
-    }
-    let queue = Rc::<RefCell<Queue>>::default();
-    let size_hint = body.size_hint();
-    let reading = spawn_local(read(body, Rc::clone(&queue)));
-    Body::new(Eager {
-        queue,
-        reading,
-        size_hint,
-        taken: 0,
-    })
+    handed(body).0
 }
 
-async fn read(mut body: Body, queue: Rc<RefCell<Queue>>) {
-    let mut ended = false;
-    while !ended {
-        let frame = std::future::poll_fn(|cx| {
-            let frame = Pin::new(&mut body).poll_frame(cx);
-            if frame.is_pending() {
-                queue.borrow_mut().rest();
-            }
-            frame
-        });
-        let frame = frame.await;
-        let mut queue = queue.borrow_mut();
-        match frame.map(|frame| frame.map(Frame::into_data)) {
-            Some(Ok(Ok(chunk))) => queue.staged.push(chunk),
-            Some(Ok(Err(trailers))) => queue.end = Some(Ok(trailers.into_trailers().ok())),
-            Some(Err(error)) => queue.end = Some(Err(error)),
-            None => queue.end = Some(Ok(None)),
-        }
-        ended = queue.end.is_some();
-        if ended {
-            queue.rest();
-        }
-        if let Some(sink) = queue.sink.take() {
-            sink.wake();
-        }
+/// The same body, read ahead, and how far it has come.
+pub(crate) fn handed(body: Body) -> (Body, Handed) {
+    if body.is_end_stream() {
+        return (body, Handed(None));
+    }
+    let size_hint = body.size_hint();
+    let queue = Rc::new(RefCell::new(Queue {
+        source: Some(body),
+        ..Queue::default()
+    }));
+    let handed = Handed(Some(Rc::clone(&queue)));
+    let read = Rc::clone(&queue);
+    let body = Body::new(Eager {
+        queue,
+        reading: spawn_local(std::future::poll_fn(move |cx| {
+            read.borrow_mut().poll_read(cx)
+        })),
+        size_hint,
+        taken: 0,
+    });
+    (body, handed)
+}
+
+impl Handed {
+    /// Whether nothing more has to come from the source: all of it was read, or the sink has had enough.
+    pub(crate) fn is_whole(&self) -> bool {
+        let Some(queue) = &self.0 else {
+            return true;
+        };
+        queue.borrow().source.is_none()
     }
 }
 
 impl Queue {
+    /// Reads until the source has ended, or is not there any more.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        // Taken out while it is polled, so that a panic drops it at once.
+        while let Some(mut source) = self.source.take() {
+            let Poll::Ready(frame) = Pin::new(&mut source).poll_frame(cx) else {
+                self.source = Some(source);
+                self.rest();
+                return Poll::Pending;
+            };
+            match frame.map(|frame| frame.map(Frame::into_data)) {
+                Some(Ok(Ok(chunk))) => self.staged.push(chunk),
+                Some(Ok(Err(trailers))) => self.end = Some(Ok(trailers.into_trailers().ok())),
+                Some(Err(error)) => self.end = Some(Err(error)),
+                None => self.end = Some(Ok(None)),
+            }
+            if self.end.is_none() {
+                self.source = Some(source);
+            } else {
+                self.rest();
+            }
+            if let Some(sink) = self.sink.take() {
+                sink.wake();
+            }
+        }
+        Poll::Ready(())
+    }
+
     /// Nothing more comes for now. A sink that has found nothing takes what is there in its next turn; any other has to be waited for.
     fn rest(&mut self) {
         if self.left {
@@ -150,6 +176,9 @@ impl http_body::Body for Eager {
 impl Drop for Eager {
     fn drop(&mut self) {
         self.reading.abort();
+        // At once, and not when the task is next looked at: whoever reads the source next must be its only reader.
+        let source = self.queue.borrow_mut().source.take();
+        drop(source);
     }
 }
 

@@ -3,12 +3,15 @@
 //! What belongs to one connection stays on it: the hop-by-hop headers, those that `Connection` names, which are removed as soon as
 //! a head has come, and the framing, which each side writes anew. So what one side says about the length of a body is never taken on trust by the other.
 
+use std::io;
+
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Uri, Version, header,
+    HeaderMap, HeaderName, HeaderValue, Method, Uri, Version, header,
     request::Parts,
     uri::{Authority, PathAndQuery, Scheme},
 };
-use thalweg_filters::{Error, Side};
+use http_body::Body as _;
+use thalweg_filters::{Body, Error, Side};
 use thalweg_proto::status::Code;
 
 const HOP_BY_HOP: [HeaderName; 6] = [
@@ -52,25 +55,139 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Refuses a request whose host is in doubt: two readers of it might see two different ones (RFC 9112, 3.2).
-pub(crate) fn check_host(version: Version, headers: &HeaderMap) -> Result<(), Error> {
+/// Refuses a request whose host is in doubt: two readers of it might see two different ones (RFC 9112, 3.2). One that names none is
+/// served, unless its protocol demands one.
+pub(crate) fn check_host(version: Version, uri: &Uri, headers: &HeaderMap) -> Result<(), Error> {
     let mut hosts = headers.get_all(header::HOST).iter();
-    match (hosts.next(), hosts.next()) {
-        (None, _) if version == Version::HTTP_11 => Err(bad_host("the request has no Host")),
-        (_, Some(_)) => Err(bad_host("the request has more than one Host")),
-        _ => Ok(()),
+    let host = match (hosts.next(), hosts.next()) {
+        (None, _) if version == Version::HTTP_11 => {
+            return Err(bad_host("the request has no Host"));
+        }
+        (_, Some(_)) => return Err(bad_host("the request has more than one Host")),
+        (host, None) => host.map(HeaderValue::as_bytes),
+    };
+    let authority = uri
+        .authority()
+        .map(|authority| authority.as_str().as_bytes());
+    if host.into_iter().chain(authority).all(is_authority) {
+        Ok(())
+    } else {
+        Err(bad_host(NO_AUTHORITY))
     }
+}
+
+/// Whether it is a host, with or without a port, and nothing else: no user, no path, no list of two. Empty means that there is no
+/// host (RFC 9110, 7.2).
+fn is_authority(text: &[u8]) -> bool {
+    let behind = match text {
+        [b'[', rest @ ..] => {
+            let is_address = |byte: &&u8| byte.is_ascii_hexdigit() || b":.".contains(byte);
+            match &rest[rest.iter().take_while(is_address).count()..] {
+                [b']', behind @ ..] => behind,
+                _ => return false,
+            }
+        }
+        _ => {
+            let is_name = |byte: &&u8| byte.is_ascii_alphanumeric() || b"-._~".contains(byte);
+            &text[text.iter().take_while(is_name).count()..]
+        }
+    };
+    match behind {
+        [] => true,
+        [b':', port @ ..] => behind.len() < text.len() && port.iter().all(u8::is_ascii_digit),
+        _ => false,
+    }
+}
+
+/// Refuses a request whose body could be framed in two ways, or in one that nobody here undoes.
+pub(crate) fn check_framing(headers: &HeaderMap) -> Result<(), Error> {
+    if !is_plainly_framed(headers) {
+        return Err(Error::new(
+            Code::Unimplemented,
+            "unknown_transfer_coding",
+            Side::Client,
+            "the request's transfer-encoding is another than chunked, which alone is undone here",
+        )
+        .with_http_status(501));
+    }
+    // Over HTTP/1.1 the codec has seen to it.
+    if headers
+        .get_all(header::CONTENT_LENGTH)
+        .iter()
+        .nth(1)
+        .is_some()
+    {
+        return Err(Error::new(
+            Code::InvalidArgument,
+            "bad_content_length",
+            Side::Client,
+            "the request has more than one content-length",
+        ));
+    }
+    Ok(())
+}
+
+/// Whether a body has no transfer coding but chunked: what another has done to it would go on undone, and unsaid.
+pub(crate) fn is_plainly_framed(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let is_chunked = |coding: &HeaderValue| {
+        let coding = coding.as_bytes().trim_ascii();
+        coding.eq_ignore_ascii_case(b"chunked")
+    };
+    codings.next().is_none_or(is_chunked) && codings.next().is_none()
+}
+
+/// Whether hyper could not read what came, be it a head or the framing of a body; otherwise the connection has failed.
+pub(crate) fn is_malformed(error: &hyper::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(error) = cause.downcast_ref::<io::Error>() {
+            let is_of_tls = error
+                .get_ref()
+                .is_some_and(|inner| inner.is::<rustls::Error>());
+            let kind = error.kind();
+            return !is_of_tls
+                && matches!(
+                    kind,
+                    io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData
+                );
+        }
+        source = cause.source();
+    }
+    error.is_parse()
+}
+
+/// Takes the expectation off a request, and refuses what nobody here can meet (RFC 9110, 10.1.1). That the body is wanted is said to the
+/// client by whoever reads it.
+pub(crate) fn take_expectation(headers: &mut HeaderMap) -> Result<(), Error> {
+    let Some(expected) = headers.remove(header::EXPECT) else {
+        return Ok(());
+    };
+    if is_continue(&expected) {
+        return Ok(());
+    }
+    Err(Error::new(
+        Code::InvalidArgument,
+        "unknown_expectation",
+        Side::Client,
+        "the request expects something other than 100-continue",
+    )
+    .with_http_status(417))
+}
+
+/// Whether a client waits with its body until somebody wants it.
+pub(crate) fn expects_continue(headers: &HeaderMap) -> bool {
+    headers.get(header::EXPECT).is_some_and(is_continue)
+}
+
+fn is_continue(expected: &HeaderValue) -> bool {
+    expected.as_bytes().eq_ignore_ascii_case(b"100-continue")
 }
 
 /// Makes a request fit for an HTTP/2 upstream. Under TLS its scheme is `https`, whatever the client has said: there are servers
 /// that refuse another. In the clear the client's scheme is passed on, for backends that build links of it.
 pub(crate) fn for_http2(parts: &mut Parts, tls: bool) -> Result<(), Error> {
-    let from_http1 = parts.version != Version::HTTP_2;
     parts.version = Version::HTTP_2;
-    if from_http1 {
-        // The proxy has answered the expectation itself by reading the body.
-        parts.headers.remove(header::EXPECT);
-    }
     let fits = match parts.uri.scheme() {
         Some(scheme) => !tls || *scheme == Scheme::HTTPS,
         None => false,
@@ -82,10 +199,14 @@ pub(crate) fn for_http2(parts: &mut Parts, tls: bool) -> Result<(), Error> {
     let host = parts.headers.remove(header::HOST);
     let authority = match (parts.uri.authority(), host) {
         (Some(authority), _) => authority.clone(),
-        (None, Some(host)) => {
+        (None, Some(host)) if !host.is_empty() => {
             Authority::try_from(host.as_bytes()).map_err(|_| bad_host(NO_AUTHORITY))?
         }
-        (None, None) => Authority::from_static("localhost"),
+        _ => {
+            // It names no host, and none is made up. `h2` passes on such a request as one that has come over HTTP/1.1.
+            parts.version = Version::HTTP_11;
+            return Ok(());
+        }
     };
     let mut uri = std::mem::take(&mut parts.uri).into_parts();
     uri.scheme = Some(if tls { Scheme::HTTPS } else { Scheme::HTTP });
@@ -100,11 +221,14 @@ pub(crate) fn for_http2(parts: &mut Parts, tls: bool) -> Result<(), Error> {
 pub(crate) fn for_http1(parts: &mut Parts) -> Result<(), Error> {
     let from_http2 = parts.version == Version::HTTP_2;
     parts.version = Version::HTTP_11;
-    parts.headers.remove(header::EXPECT);
     // It is what the route was found by, whatever `Host` says beside it (RFC 9112, 3.2.2).
     if let Some(authority) = parts.uri.authority() {
         let host = HeaderValue::from_str(authority.as_str()).map_err(|_| bad_host(NO_AUTHORITY))?;
         parts.headers.insert(header::HOST, host);
+    } else {
+        // A request that names no host says so (RFC 9112, 3.2).
+        let host = parts.headers.entry(header::HOST);
+        host.or_insert(HeaderValue::from_static(""));
     }
     if from_http2 {
         join_cookies(&mut parts.headers);
@@ -116,6 +240,24 @@ pub(crate) fn for_http1(parts: &mut Parts) -> Result<(), Error> {
         .unwrap_or_else(|| PathAndQuery::from_static("/"));
     parts.uri = Uri::from(path);
     Ok(())
+}
+
+/// Says how the body of a request to an HTTP/1.1 upstream is framed, where hyper would not: it sends no body with GET and HEAD
+/// unless it is told to, and a POST without a body leaves it open whether one will come (RFC 9110, 8.6).
+pub(crate) fn frame_body(parts: &mut Parts, body: &Body) {
+    if parts.headers.contains_key(header::CONTENT_LENGTH) {
+        return;
+    }
+    if body.is_end_stream() {
+        if matches!(parts.method, Method::POST | Method::PUT | Method::PATCH) {
+            let none = HeaderValue::from_static("0");
+            parts.headers.insert(header::CONTENT_LENGTH, none);
+        }
+    } else if body.size_hint().exact().is_none() {
+        // hyper takes it away again if the body turns out to be empty before the head is written.
+        let chunked = HeaderValue::from_static("chunked");
+        parts.headers.insert(header::TRANSFER_ENCODING, chunked);
+    }
 }
 
 /// HTTP/2 may send a cookie in crumbs; HTTP/1.1 wants them in one header (RFC 9113, 8.2.3).
@@ -209,7 +351,8 @@ mod tests {
             let request = hosts.iter().fold(Request::get("/"), |request, host| {
                 request.header("host", *host)
             });
-            check_host(version, &parts(request).headers).is_ok()
+            let parts = parts(request);
+            check_host(version, &parts.uri, &parts.headers).is_ok()
         };
 
         assert!(good(&["a"], Version::HTTP_11));
@@ -218,6 +361,72 @@ mod tests {
         assert!(good(&[], Version::HTTP_2));
         assert!(!good(&["a", "a"], Version::HTTP_10));
         assert!(!good(&["a", "b"], Version::HTTP_2));
+    }
+
+    #[test]
+    fn host_is_a_host_and_a_port_and_nothing_else() {
+        for good in [
+            "",
+            "a",
+            "a_b.test",
+            "A-1.test:80",
+            "a.test:",
+            "127.0.0.1:8080",
+            "[::1]",
+            "[::ffff:127.0.0.1]:80",
+        ] {
+            assert!(is_authority(good.as_bytes()), "{good:?}");
+        }
+        for bad in [
+            "a/b?c", "a,b", "u@a", "u:p@a", "a b", " ", "a#", "a\\b", ":80", "a:b", "a:80:80",
+            "[::1", "[a", "[::1]x", "a%2fb", "a;b",
+        ] {
+            assert!(!is_authority(bad.as_bytes()), "{bad:?}");
+        }
+        assert!(!is_authority("ä".as_bytes()));
+        let request = parts(Request::get("http://user@a.test/").header("host", "a.test"));
+        assert!(check_host(Version::HTTP_2, &request.uri, &request.headers).is_err());
+    }
+
+    #[test]
+    fn host_that_nobody_named_is_not_made_up() {
+        let mut request = parts(Request::get("/").version(Version::HTTP_10));
+        for_http1(&mut request).unwrap();
+        assert_eq!(request.headers["host"], "");
+
+        for host in [None, Some("")] {
+            let builder = Request::get("/x");
+            let mut request = parts(
+                host.into_iter()
+                    .fold(builder, |it, host| it.header("host", host)),
+            );
+            for_http2(&mut request, false).unwrap();
+            assert_eq!((request.uri.authority(), request.uri.path()), (None, "/x"));
+            assert!(!request.headers.contains_key("host"));
+        }
+    }
+
+    #[test]
+    fn only_chunked_is_undone() {
+        let plain = |codings: &[&str]| {
+            let all = codings.iter().fold(Request::get("/"), |request, coding| {
+                request.header("transfer-encoding", *coding)
+            });
+            is_plainly_framed(&parts(all).headers)
+        };
+
+        assert!(plain(&[]) && plain(&["chunked"]) && plain(&["Chunked "]));
+        for other in [
+            &["gzip, chunked"][..],
+            &["gzip", "chunked"],
+            &["chunked", "chunked"],
+            &["chunked, chunked"],
+            &["gzip"],
+            &["identity"],
+            &[""],
+        ] {
+            assert!(!plain(other), "{other:?}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! | [`http1`] | the connection and its requests, on hyper |
 //! | [`door`] | what every request passes before its route is looked for |
 //! | [`origin`] | who the client is, as backends are told |
+//! | [`expect`] | the body of a client that waits until somebody wants it |
 //! | [`expiry`] | the end of a client's certificate while its connection is open |
 //! | [`pages`] | which requests come from web pages of other origins |
 //! | [`proxied`] | where a connection comes from that a balancer has passed on |
@@ -37,6 +38,7 @@ use crate::{
 };
 
 mod door;
+mod expect;
 mod expiry;
 mod http1;
 mod http2;
@@ -273,7 +275,9 @@ fn route(
         )
         .with_http_status(505));
     }
-    headers::check_host(request.version(), request.headers())?;
+    headers::check_host(request.version(), request.uri(), request.headers())?;
+    headers::check_framing(request.headers())?;
+    headers::take_expectation(request.headers_mut())?;
     if let Some(value) = request.headers().get(GRPC_TIMEOUT)
         && stream.protocol() == Protocol::Grpc
         && let Err(fault) = deadline::parse(value.as_bytes())

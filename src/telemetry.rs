@@ -374,7 +374,7 @@ const LISTENER: [Reading<ListenerStats>; 14] = [
     ),
     (
         "first_headers_timeouts",
-        "Connections without a request within timeouts.first_headers",
+        "Connections without a request within timeouts.first_headers, or whose headers did not end within it",
         MetricType::Counter,
         |stats| &stats.first_headers_timeouts,
     ),

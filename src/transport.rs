@@ -13,6 +13,7 @@
 //! | [`outbox`] | what has gathered to be written |
 //! | [`wire`] | the socket, and what seals the bytes on it |
 //! | [`session`] | one TLS session |
+//! | [`blocks`] | header blocks that an HTTP/2 peer has begun and not ended |
 //! | [`socket`] | TCP or Unix |
 //!
 //! **Rule.** Every path that polls a codec over a batched transport must end in a drain, or bytes stay behind.
@@ -32,8 +33,9 @@ use pin_project_lite::pin_project;
 use thalweg_proto::proxy;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use self::{lent::Lent, outbox::Outbox, wire::Wire};
+use self::{blocks::Blocks, lent::Lent, outbox::Outbox, wire::Wire};
 
+mod blocks;
 mod lent;
 mod outbox;
 mod session;
@@ -74,6 +76,8 @@ struct Shared {
     turn: usize,
     /// Bytes that have come from the wire.
     read: u64,
+    /// Of a connection whose header blocks are followed.
+    blocks: Option<Blocks>,
 }
 
 /// What the first bytes of a connection say.
@@ -96,12 +100,23 @@ impl Transport {
             batched: false,
             turn: 0,
             read: 0,
+            blocks: None,
         })))
     }
 
     /// From now on a flush waits for [`Transport::poll_drain`].
     pub(crate) fn batch(&self) {
         self.shared().batched = true;
+    }
+
+    /// From now on [`Transport::header_block`] tells. The HTTP/2 preface is the first that the codec will read.
+    pub(crate) fn follow_header_blocks(&self) {
+        self.shared().blocks = Some(Blocks::behind(PREFACE.len()));
+    }
+
+    /// The number of the header block that the peer has begun and not ended, if there is one.
+    pub(crate) fn header_block(&self) -> Option<u64> {
+        self.look().blocks.as_ref()?.open()
     }
 
     /// From now on all bytes cross the socket under TLS; ready when the two sides agree on how. The bytes that were looked at
@@ -233,6 +248,9 @@ impl AsyncRead for Transport {
         let count = filled.len().min(wanted.remaining());
         if wanted.remaining() <= SMALL_READ {
             shared.turn += count;
+        }
+        if let Some(blocks) = &mut shared.blocks {
+            blocks.follow(&filled[..count]);
         }
         wanted.put_slice(&filled[..count]);
         shared.inbox.take(count);

@@ -6,7 +6,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Request, Response};
+use http::{Request, Response, StatusCode, header, response::Parts};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use thalweg_filters::{
@@ -16,10 +16,15 @@ use thalweg_proto::status::Code;
 
 use crate::{
     config::RouteTimeouts,
-    eager::eager,
+    eager::{Handed, handed},
     forward::{connected, judge},
     headers,
-    upstream::{Cluster, balance::Balance, http1, outlier::Trial},
+    upstream::{
+        Cluster,
+        balance::Balance,
+        http1::{self, Failed, Lease},
+        outlier::Trial,
+    },
 };
 
 /// Sends the request on a connection of its own, and waits for the response's head.
@@ -45,37 +50,80 @@ pub(crate) async fn exchange(
         ));
     }
     headers::for_http1(&mut parts)?;
+    headers::frame_body(&mut parts, &body);
     // Read from now on, also while there is no connection yet.
-    let body = eager(body);
+    let (body, handed) = handed(body);
     let opening = endpoints.open(&parts.headers, None, http1::Pool::lease);
     let mut lease = connected(cluster, timeouts, opening).await?;
     let mut trial = lease.trial();
-    let response = match lease.send(Request::from_parts(parts, body)).await {
-        Ok(response) => response,
-        Err(error) => {
-            if let Some(trial) = trial {
-                trial.fails(&error);
+    let mut request = Request::from_parts(parts, body);
+    let response = loop {
+        match lease.send(request).await {
+            Ok(response) => break response,
+            Err(Failed::Unsent(unsent)) => {
+                connected(cluster, timeouts, lease.redial()).await?;
+                request = *unsent;
             }
-            return Err(error);
+            Err(Failed::Lost(error)) => {
+                if let Some(trial) = trial {
+                    trial.fails(&error);
+                }
+                return Err(error);
+            }
         }
     };
     let (mut parts, incoming) = response.into_parts();
+    if let Some(fault) = fault(&parts) {
+        let error = Error::new(
+            Code::Unavailable,
+            "upstream_bad_answer",
+            Side::Upstream,
+            format!("{}: {fault}", cluster.label),
+        )
+        .with_http_status(502);
+        if let Some(trial) = trial {
+            trial.fails(&error);
+        }
+        return Err(error);
+    }
+    if parts.headers.contains_key(header::TRANSFER_ENCODING)
+        && parts.headers.remove(header::CONTENT_LENGTH).is_some()
+    {
+        // The chunks say where it ends, and another length must not reach anyone (RFC 9112, 6.3).
+        lease.make_last();
+    }
     if let Some(trial) = &mut trial {
         trial.answered(parts.status);
     }
-    if incoming.is_end_stream()
-        && let Some(trial) = trial.take()
-    {
-        trial.ends(Ending::Clean);
-    }
     headers::strip_hop_by_hop(&mut parts.headers);
+    if incoming.is_end_stream() {
+        if let Some(trial) = trial {
+            trial.ends(Ending::Clean);
+        }
+        lease.answered(&handed);
+        return Ok(Response::from_parts(parts, Body::empty()));
+    }
     let body = Body::new(Download {
         incoming,
         ledger: Ledger::window(lease.window()).of(stream.as_ref()),
         trial,
-        lease,
+        lease: Some(lease),
+        handed,
     });
     Ok(Response::from_parts(parts, body))
+}
+
+/// Why an answer cannot be passed on.
+fn fault(head: &Parts) -> Option<&'static str> {
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        return Some("the upstream switched protocols, which nobody has asked it for");
+    }
+    if !headers::is_plainly_framed(&head.headers) {
+        return Some(
+            "the answer's transfer-encoding is another than chunked, which alone is undone here",
+        );
+    }
+    None
 }
 
 /// The response's body. It is read no further than its window while nobody takes the bytes.
@@ -83,7 +131,24 @@ struct Download {
     incoming: Incoming,
     ledger: Arc<Ledger>,
     trial: Option<Trial>,
-    lease: http1::Lease,
+    /// There until the answer is whole.
+    lease: Option<Lease>,
+    handed: Handed,
+}
+
+impl Download {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, Error>>> {
+        let Some(lease) = &self.lease else {
+            return Poll::Ready(None);
+        };
+        ready!(self.ledger.poll_open(cx));
+        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
+        let frame = frame.map(|frame| match frame {
+            Ok(frame) => Ok(frame.map_data(|bytes| self.ledger.take(bytes))),
+            Err(error) => Err(lease.lost(error)),
+        });
+        Poll::Ready(frame)
+    }
 }
 
 impl http_body::Body for Download {
@@ -95,13 +160,16 @@ impl http_body::Body for Download {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Chunk>, Error>>> {
         let this = &mut *self;
-        ready!(this.ledger.poll_open(cx));
-        let frame = ready!(Pin::new(&mut this.incoming).poll_frame(cx));
-        let frame = frame.map(|frame| match frame {
-            Ok(frame) => Ok(frame.map_data(|bytes| this.ledger.take(bytes))),
-            Err(error) => Err(this.lease.lost(error)),
-        });
+        let frame = ready!(this.poll(cx));
         judge(&mut this.trial, frame.as_ref());
+        let whole = match &frame {
+            Some(Ok(frame)) => frame.is_trailers() || this.incoming.is_end_stream(),
+            Some(Err(_)) => false,
+            None => true,
+        };
+        if let Some(lease) = this.lease.take_if(|_| whole) {
+            lease.answered(&this.handed);
+        }
         Poll::Ready(frame)
     }
 

@@ -12,7 +12,7 @@ use std::{
 use futures_util::FutureExt as _;
 use http::{Request, Response};
 use http_body::{Frame, SizeHint};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper::{body::Incoming, ext::ReasonPhrase, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use thalweg_filters::{Body, Chunk, Error, Side, StreamContext, body::Ledger};
 use thalweg_proto::status::Code;
@@ -21,8 +21,9 @@ use tokio::time::{sleep, sleep_until};
 use crate::{
     dismissal::Member,
     eager::eager,
+    headers,
     patience::Patience,
-    serve::{Client, Front, LINGER, answer, drained, linger, stream_context},
+    serve::{Client, Front, LINGER, answer, drained, expect, linger, stream_context},
     stall::StallWatch,
     transport::Transport,
     worker::{Live, Worker},
@@ -46,9 +47,18 @@ pub(super) async fn serve(
         let live = (worker.live(&context), expiring);
         let broken = Rc::clone(&broken);
         let exit = worker.exit(&context, None);
-        let request = request.map(|incoming| receive(incoming, window, &context));
+        let (head, incoming) = request.into_parts();
+        let (body, expected) = expect::expected(&head, receive(incoming, window, &context));
+        let request = Request::from_parts(head, body);
         let answer = answer(request, context, exit, &client, &front, &worker);
-        async move { Ok::<_, Infallible>(finish(answer.await, live, broken)) }
+        async move {
+            let answer = answer.await;
+            if let Some(expected) = expected {
+                // hyper says 100 when it finds the body asked for, but not behind the head of an answer.
+                expected.ask().await;
+            }
+            Ok::<_, Infallible>(finish(answer, live, broken))
+        }
     });
     let mut connection = pin!(
         http1::Builder::new()
@@ -136,7 +146,15 @@ fn finish(
     live: (Live, Option<Member>),
     broken: Rc<Broken>,
 ) -> Response<Body> {
-    let (parts, body) = response.into_parts();
+    let (mut parts, body) = response.into_parts();
+    if parts.status.canonical_reason().is_none() {
+        // hyper would write "<none>". A phrase that an upstream has given is there already.
+        let phrase = match parts.status.as_u16() {
+            499 => ReasonPhrase::from_static(b"Client Closed Request"),
+            _ => ReasonPhrase::from_static(b""),
+        };
+        parts.extensions.get_or_insert_with(|| phrase);
+    }
     let body = body.wrap(|inner| Sent {
         inner,
         broken,
@@ -228,7 +246,7 @@ impl http_body::Body for Received {
         Poll::Ready(frame.map(|frame| {
             match frame {
                 Ok(frame) => Ok(frame.map_data(|bytes| this.ledger.take(bytes))),
-                Err(error) if error.is_parse() => Err(Error::new(
+                Err(error) if headers::is_malformed(&error) => Err(Error::new(
                     Code::InvalidArgument,
                     "bad_body",
                     Side::Client,

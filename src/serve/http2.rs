@@ -17,7 +17,7 @@ use h2::{
     PingPong, Reason, RecvStream,
     server::{self, SendResponse},
 };
-use http::{Request, Response, Version};
+use http::{Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use thalweg_filters::{Body, StreamContext, stream::Protocol};
 use tokio::{
@@ -31,7 +31,11 @@ use crate::{
     patience::Patience,
     pump::{Intake, Pump, Stop},
     receive::{self, Unread},
-    serve::{Client, Front, LINGER, LINGER_BYTES, answer, drained, stream_context},
+    serve::{
+        Client, Front, LINGER, LINGER_BYTES, answer, drained,
+        expect::{self, Expected},
+        stream_context,
+    },
     stall::{Stall, StallWatch},
     telemetry::ListenerStats,
     transport::{Payload, Transport, driven},
@@ -46,6 +50,7 @@ pub(super) async fn serve(
     worker: Rc<Worker>,
 ) {
     transport.batch();
+    transport.follow_header_blocks();
     let handshake = builder(&front.settings.http2).handshake(transport.clone());
     // On the heap, and gone with its end: the connection's task keeps no room for it.
     let handshake = Box::pin(driven(transport.clone(), handshake));
@@ -65,7 +70,8 @@ pub(super) async fn serve(
         client: Rc::new(client),
         stall: StallWatch::new(timeouts.stall).at_least(timeouts.stall_min_progress),
         keepalive: Keepalive::new(&front.settings.http2.http2.keepalive),
-        first_headers: Some(Patience::new(front.settings.timeouts.first_headers)),
+        first_headers: Some(Patience::new(timeouts.first_headers)),
+        header_block: None,
         drain: Some(Box::pin(drained(Arc::clone(&front)))),
         drain_polled: false,
         front,
@@ -89,6 +95,8 @@ struct Drive<D> {
     keepalive: Keepalive,
     /// Until the first request.
     first_headers: Option<Patience>,
+    /// Until the end of a header block that is under way, and which that is.
+    header_block: Option<(u64, Patience)>,
     /// Polled once, to leave the task's waker there, and again only when there is news.
     drain: Option<Pin<Box<D>>>,
     drain_polled: bool,
@@ -117,8 +125,15 @@ impl<D: Future<Output = ()>> Drive<D> {
         if self.drains(cx) {
             self.go_away(cx);
         }
-        let late = |patience: &mut Patience| patience.poll_end(cx).is_ready();
-        if self.first_headers.as_mut().is_some_and(late) {
+        let block = self.transport.header_block();
+        if self.header_block.as_ref().map(|(block, _)| *block) != block {
+            let limit = self.front.settings.timeouts.first_headers;
+            self.header_block = block.map(|block| (block, Patience::new(limit)));
+        }
+        let mut late = |patience: &mut Patience| patience.poll_end(cx).is_ready();
+        if self.first_headers.as_mut().is_some_and(&mut late)
+            || (self.header_block.as_mut()).is_some_and(|(_, patience)| late(patience))
+        {
             self.front.stats.first_headers_timeouts.increment();
             // A graceful end would wait until the client has answered a PING, and one that says nothing never does.
             self.connection.abrupt_shutdown(Reason::NO_ERROR);
@@ -214,10 +229,11 @@ async fn stream(
             (body, None, Some(unread))
         }
     };
+    let (body, mut expected) = expect::expected(&parts, body);
     let request = Request::from_parts(parts, body);
     let exit = worker.exit(&context, progress);
     let answer = answer(request, context.clone(), exit, &client, &front, &worker);
-    let Some(response) = unless_reset(&mut respond, &context, answer).await else {
+    let Some(response) = unless_reset(&mut respond, &context, &mut expected, answer).await else {
         return;
     };
 
@@ -280,15 +296,27 @@ async fn send_body(pump: &mut Pump, context: &StreamContext, stats: &ListenerSta
     }
 }
 
-/// The answer, or `None` if the client resets the stream first.
+/// The answer, or `None` if the client resets the stream first. A client that waits until its body is wanted hears that on the way.
 async fn unless_reset<T>(
     respond: &mut SendResponse<Payload>,
     context: &StreamContext,
+    expected: &mut Option<Expected>,
     answer: impl Future<Output = T>,
 ) -> Option<T> {
     let mut answer = pin!(answer);
     std::future::poll_fn(|cx: &mut Context<'_>| {
-        if let Poll::Ready(answer) = Pin::as_mut(&mut answer).poll(cx) {
+        let answer = Pin::as_mut(&mut answer).poll(cx);
+        let is_wanted = |body: &mut Expected| match answer {
+            Poll::Ready(_) => body.is_held(),
+            Poll::Pending => body.poll_read(cx).is_ready(),
+        };
+        if expected.take_if(is_wanted).is_some() {
+            let mut head = Response::new(());
+            *head.status_mut() = StatusCode::CONTINUE;
+            // Fails only when the client has left already.
+            let _ = respond.send_informational(head);
+        }
+        if let Poll::Ready(answer) = answer {
             return Poll::Ready(Some(answer));
         }
         respond.poll_reset(cx).map(|reset| {

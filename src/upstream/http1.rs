@@ -1,16 +1,19 @@
 //! Connections that carry one request at a time, to one endpoint, of one worker.
 //!
 //! A connection returns to the pool when both bodies of its last exchange have ended cleanly, which hyper alone can tell:
-//! its handle becomes ready again. Anything else closes it. The newest idle connection is used first, so that the others
-//! grow old and close.
+//! its handle becomes ready again. Anything else closes it: an exchange that ends with its request under way, or without a whole
+//! answer, takes its connection with it, and with that the request's body, before anything else happens. A place is given back when
+//! its connection is idle or gone. The newest idle connection is used first, so that the others grow old and close.
 
 use std::{
     cell::{Cell, RefCell},
-    fmt, io,
-    pin::pin,
+    fmt,
+    future::Future,
+    io,
+    pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -21,11 +24,13 @@ use hyper_util::rt::TokioIo;
 use thalweg_filters::{Body, Error};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit},
-    task::spawn_local,
-    time::{Instant, sleep},
+    task::{AbortHandle, spawn_local},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{
+    eager::Handed,
+    headers,
     patience::Patience,
     stall::StallWatch,
     upstream::{
@@ -35,13 +40,14 @@ use crate::{
     },
 };
 
-type Sender = http1::SendRequest<Body>;
+/// How long a connection may take to write the rest of a whole request when its answer is there already.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// The connections to one endpoint.
 pub(crate) struct Pool {
     shared: Rc<Shared>,
     endpoint: Arc<Endpoint>,
-    idle: RefCell<Vec<(Sender, Instant)>>,
+    idle: RefCell<Vec<(Connection, Instant)>>,
     /// A task watches the idle ones.
     expiring: Cell<bool>,
     /// One permit a request: a connection carries one at a time. Closed when the endpoint is gone.
@@ -50,13 +56,40 @@ pub(crate) struct Pool {
     dials: Semaphore,
 }
 
-/// One connection, held for one exchange.
+/// One connection. An idle one closes in peace when this is dropped.
+struct Connection {
+    sender: http1::SendRequest<Body>,
+    driven: Driven,
+    task: AbortHandle,
+}
+
+/// What moves a connection, and owns all of it; nothing, once that has ended.
+type Driven = Rc<RefCell<Option<Pin<Box<dyn Future<Output = ()>>>>>>;
+
+/// One connection, held for one exchange. Dropping it ends both.
 pub(crate) struct Lease {
-    pool: Rc<Pool>,
-    sender: Option<Sender>,
+    connection: Option<Connection>,
     reused: bool,
+    /// The connection is not kept, whatever becomes of the exchange.
+    is_last: bool,
+    place: Place,
+}
+
+/// A place on a connection, until that is idle or gone.
+struct Place {
+    pool: Rc<Pool>,
     _permit: OwnedSemaphorePermit,
     _live: Live,
+}
+
+/// Counts a connection for as long as it lives.
+struct Counted(Rc<Shared>);
+
+/// How a request went that has no answer.
+pub(crate) enum Failed {
+    /// The connection was closed while it was idle: not a byte of the request was written.
+    Unsent(Box<Request<Body>>),
+    Lost(Error),
 }
 
 // === impl Pool ===
@@ -68,11 +101,11 @@ impl Pool {
         let mut patience = Patience::new(self.shared.settings.pool.wait_timeout);
         let permit = patience.with(self.permit()).await;
         let permit = permit.unwrap_or_else(|| Err(self.shared.crowded(&self.endpoint)))?;
-        if let Some(sender) = self.take_idle() {
-            return Ok(self.lend(sender, true, permit, live));
+        if let Some(connection) = self.take_idle() {
+            return Ok(self.lend(connection, true, permit, live));
         }
-        let sender = self.dial(&mut patience).await?;
-        Ok(self.lend(sender, false, permit, live))
+        let connection = self.dial(&mut patience).await?;
+        Ok(self.lend(connection, false, permit, live))
     }
 
     async fn permit(&self) -> Result<OwnedSemaphorePermit, Error> {
@@ -96,35 +129,37 @@ impl Pool {
 
     fn lend(
         self: &Rc<Self>,
-        sender: Sender,
+        connection: Connection,
         reused: bool,
         permit: OwnedSemaphorePermit,
         live: Live,
     ) -> Lease {
         self.shared.stats.streams.increment();
         Lease {
-            pool: Rc::clone(self),
-            sender: Some(sender),
+            connection: Some(connection),
             reused,
-            _permit: permit,
-            _live: live,
+            is_last: false,
+            place: Place {
+                pool: Rc::clone(self),
+                _permit: permit,
+                _live: live,
+            },
         }
     }
 
     /// The newest idle connection that is still good.
-    fn take_idle(&self) -> Option<Sender> {
+    fn take_idle(&self) -> Option<Connection> {
         let mut idle = self.idle.borrow_mut();
-        while let Some((mut sender, _)) = idle.pop() {
-            let ready = sender.poll_ready(&mut Context::from_waker(noop_waker_ref()));
-            if matches!(ready, Poll::Ready(Ok(()))) {
-                return Some(sender);
+        while let Some((mut connection, _)) = idle.pop() {
+            if connection.is_idle() {
+                return Some(connection);
             }
         }
         None
     }
 
     /// Dials when it is its turn, which it may wait for with `patience`.
-    async fn dial(self: &Rc<Self>, patience: &mut Patience) -> Result<Sender, Error> {
+    async fn dial(&self, patience: &mut Patience) -> Result<Connection, Error> {
         let turn = patience.with(self.turn()).await;
         let _turn = turn.unwrap_or_else(|| Err(self.shared.waited(&self.endpoint)))?;
         let _dialing = self.shared.dialing();
@@ -145,10 +180,9 @@ impl Pool {
             None => return Err(self.shared.too_late(&self.endpoint)),
         };
         self.endpoint.reached();
-        let shared = Rc::clone(&self.shared);
-        spawn_local(async move {
-            shared.stats.connected.increment();
-            shared.stats.connections.increment();
+        let counted = Counted::new(&self.shared);
+        let driven: Driven = Rc::new(RefCell::new(Some(Box::pin(async move {
+            let shared = &counted.0;
             let mut connection = pin!(connection);
             let mut stall = StallWatch::new(shared.settings.stall);
             std::future::poll_fn(|cx| {
@@ -163,17 +197,28 @@ impl Pool {
                     .map(|()| shared.stats.stalls.increment())
             })
             .await;
-            shared.stats.connections.decrement();
-            shared.stats.retired.increment();
-        });
-        Ok(sender)
+        }))));
+        let driver = Rc::clone(&driven);
+        let task = spawn_local(std::future::poll_fn(move |cx| {
+            let mut driven = driver.borrow_mut();
+            if let Some(connection) = &mut *driven {
+                ready!(connection.as_mut().poll(cx));
+                *driven = None;
+            }
+            Poll::Ready(())
+        }));
+        Ok(Connection {
+            sender,
+            driven,
+            task: task.abort_handle(),
+        })
     }
 
-    fn keep(self: &Rc<Self>, sender: Sender) {
+    fn keep(self: &Rc<Self>, connection: Connection) {
         let settings = &self.shared.settings.pool;
         let mut idle = self.idle.borrow_mut();
         if idle.len() < settings.max_connections && !self.permits.is_closed() {
-            idle.push((sender, Instant::now()));
+            idle.push((connection, Instant::now()));
             if !self.expiring.replace(true) {
                 spawn_local(Rc::clone(self).expire(settings.idle_timeout));
             }
@@ -184,7 +229,7 @@ impl Pool {
     async fn expire(self: Rc<Self>, limit: Duration) {
         while !self.idle.borrow().is_empty() {
             sleep(limit).await;
-            let fresh = |(_, since): &mut (Sender, Instant)| since.elapsed() < limit;
+            let fresh = |(_, since): &mut (Connection, Instant)| since.elapsed() < limit;
             self.idle.borrow_mut().retain_mut(fresh);
         }
         self.expiring.set(false);
@@ -227,41 +272,111 @@ impl fmt::Debug for Pool {
     }
 }
 
+// === impl Connection ===
+
+impl Connection {
+    /// Whether both bodies of the last exchange have ended cleanly, and the other side has not closed it.
+    fn is_idle(&mut self) -> bool {
+        let ready = (self.sender).poll_ready(&mut Context::from_waker(noop_waker_ref()));
+        matches!(ready, Poll::Ready(Ok(())))
+    }
+
+    /// Closes it now, with all that it owns.
+    fn cut(self) {
+        self.task.abort();
+        let driven = self.driven.borrow_mut().take();
+        drop(driven);
+    }
+}
+
+// === impl Counted ===
+
+impl Counted {
+    fn new(shared: &Rc<Shared>) -> Self {
+        shared.stats.connected.increment();
+        shared.stats.connections.increment();
+        Self(Rc::clone(shared))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.stats.connections.decrement();
+        self.0.stats.retired.increment();
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.pool.shared.stats.streams.decrement();
+    }
+}
+
 // === impl Lease ===
 
 impl Lease {
-    /// Sends the request. An idle connection that turns out to be closed gives the request back, and it goes out once more
-    /// on a new one: not a byte of it was written.
+    /// Sends the request, and waits for the head of the answer.
     pub(crate) async fn send(
         &mut self,
         request: Request<Body>,
-    ) -> Result<Response<Incoming>, Error> {
-        let sender = self.sender.as_mut().expect("a lease sends once");
-        let mut failure = match sender.try_send_request(request).await {
+    ) -> Result<Response<Incoming>, Failed> {
+        let connection = self.connection.as_mut().expect("it is there until the end");
+        let mut failure = match connection.sender.try_send_request(request).await {
             Ok(response) => return Ok(response),
             Err(failure) => failure,
         };
         if self.reused
             && let Some(request) = failure.take_message()
         {
-            let mut patience = Patience::new(self.pool.shared.settings.pool.wait_timeout);
-            let sender = self.sender.insert(self.pool.dial(&mut patience).await?);
-            return sender
-                .send_request(request)
-                .await
-                .map_err(|error| self.lost(error));
+            return Err(Failed::Unsent(Box::new(request)));
         }
-        Err(self.lost(failure.into_error()))
+        Err(Failed::Lost(self.lost(failure.into_error())))
+    }
+
+    /// A new connection in place of one that was closed.
+    pub(crate) async fn redial(&mut self) -> Result<(), Error> {
+        let pool = &self.place.pool;
+        let mut patience = Patience::new(pool.shared.settings.pool.wait_timeout);
+        self.connection = Some(pool.dial(&mut patience).await?);
+        self.reused = false;
+        Ok(())
+    }
+
+    /// The answer is whole. So what a client still sends is not wanted any more: with a request that was not `handed` over as a
+    /// whole, the connection closes.
+    pub(crate) fn answered(mut self, handed: &Handed) {
+        let whole = handed.is_whole() && !self.is_last;
+        let Some(mut connection) = self.connection.take_if(|_| whole) else {
+            return;
+        };
+        if connection.is_idle() {
+            self.place.pool.keep(connection);
+            return;
+        }
+        spawn_local(async move {
+            self.connection = Some(connection);
+            let connection = self.connection.as_mut().expect("it was just put there");
+            if let Ok(Ok(())) = timeout(LINGER, connection.sender.ready()).await
+                && let Some(connection) = self.connection.take()
+            {
+                self.place.pool.keep(connection);
+            }
+        });
+    }
+
+    /// The connection is not to be used again: it may not be clear where its answers end.
+    pub(crate) fn make_last(&mut self) {
+        self.is_last = true;
     }
 
     /// What the exchange will say about the endpoint, if endpoints are judged.
     pub(crate) fn trial(&self) -> Option<Trial> {
-        Trial::begin(&self.pool.shared.directory, &self.pool.endpoint)
+        Trial::begin(&self.place.pool.shared.directory, &self.place.pool.endpoint)
     }
 
     /// How much of a response may wait for the client.
     pub(crate) fn window(&self) -> usize {
-        self.pool.shared.settings.http2.stream_window as usize
+        self.place.pool.shared.settings.http2.stream_window as usize
     }
 
     /// What a broken exchange means to the client.
@@ -276,7 +391,7 @@ impl Lease {
         }
         let Pool {
             shared, endpoint, ..
-        } = &*self.pool;
+        } = &*self.place.pool;
         // Under TLS, an upstream may refuse us after the handshake only: with the answer to the first request.
         let refusal = (shared.tls.as_ref()).and_then(|tls| tls.refusal(&error, endpoint.address()));
         let lost = match refusal {
@@ -287,6 +402,10 @@ impl Lease {
                     .unavailable("upstream_tls_failed", "no connection")
                     .with_detail(format_args!("{endpoint}: {refusal}"))
             }
+            None if headers::is_malformed(&error) => {
+                let what = format_args!("the upstream's answer is no HTTP/1.1: {error}");
+                shared.unavailable("upstream_bad_answer", what)
+            }
             None => shared.unavailable("upstream_lost", "the connection to the upstream was lost"),
         };
         lost.with_http_status(502).with_source(error)
@@ -295,15 +414,72 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.pool.shared.stats.streams.decrement();
-        if let Some(mut sender) = self.sender.take().filter(|sender| !sender.is_closed()) {
-            let pool = Rc::clone(&self.pool);
-            spawn_local(async move {
-                // Ready means that both bodies have ended cleanly; else the connection closes.
-                if sender.ready().await.is_ok() {
-                    pool.keep(sender);
-                }
-            });
+        if let Some(connection) = self.connection.take() {
+            connection.cut();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+
+    use http::HeaderMap;
+    use socket2::{Domain, Socket, Type};
+    use tokio::task::LocalSet;
+
+    use super::*;
+    use crate::{
+        config,
+        upstream::{Cluster, Endpoints, directory::Directories},
+    };
+
+    /// The endpoint answers no other dial: nobody takes it off the queue.
+    #[tokio::test]
+    async fn dial_in_place_of_a_closed_connection_has_its_time() {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket
+            .bind(
+                &"127.0.0.1:0"
+                    .parse::<std::net::SocketAddr>()
+                    .unwrap()
+                    .into(),
+            )
+            .unwrap();
+        socket.listen(0).unwrap();
+        let listener: std::net::TcpListener = socket.into();
+        let address = listener.local_addr().unwrap();
+        let yaml = format!(
+            "clusters: {{main: {{endpoints: [{address}], protocol: http1, connect_timeout: 100ms}}}}\n\
+             listeners: [{{name: it, address: \"127.0.0.1:0\"}}]\nroutes: [{{name: it, cluster: main}}]"
+        );
+        let config = config::parse(&yaml, "test.yaml", &|_| None).unwrap();
+        let directories = Directories::new(Arc::default());
+
+        let local = LocalSet::new();
+        let exchange = local.run_until(async {
+            let cluster = Cluster::new(directories.of(&config.clusters[0]), None);
+            let Endpoints::Http1(endpoints) = &cluster.endpoints else {
+                unreachable!("the protocol is http1")
+            };
+            let headers = HeaderMap::new();
+            let lease = endpoints.open(&headers, None, Pool::lease);
+            let mut lease = lease.await.unwrap();
+            let _served = listener.accept().unwrap();
+            let _queue: Vec<_> = (0..4)
+                .map(|_| {
+                    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+                    socket.set_nonblocking(true).unwrap();
+                    let _ = socket.connect(&address.into());
+                    TcpStream::from(socket)
+                })
+                .collect();
+            lease.redial().await
+        });
+
+        assert_eq!(
+            exchange.await.unwrap_err().reason(),
+            "upstream_connect_timeout"
+        );
     }
 }

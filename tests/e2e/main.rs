@@ -10,8 +10,10 @@
 //! | `deadlines` | what `grpc-timeout` promises, and what it tells the upstream |
 //! | `door` | what is taken from a request and set on it before its route is looked for, and what is not let in |
 //! | `drain` | how the proxy stops, and what its streams notice of it |
+//! | `early_answers` | HTTP/1.1 upstreams that answer before they have heard all |
 //! | `endings` | how streams end when somebody does not keep to the plan |
 //! | `errors` | what clients are told of errors, and how soon |
+//! | `framing` | where a message ends, whom it is for, and whether its sender is to go on |
 //! | `health` | who is asked for its health, and who finds out about that of others |
 //! | `held` | what all streams together make the proxy hold, and what it does when that is too much |
 //! | `http` | plain HTTP, over every pair of protocols |
@@ -49,8 +51,10 @@ mod clusters;
 mod deadlines;
 mod door;
 mod drain;
+mod early_answers;
 mod endings;
 mod errors;
+mod framing;
 mod health;
 mod held;
 mod http;

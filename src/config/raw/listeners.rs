@@ -145,8 +145,8 @@ pub(in crate::config) struct ListenerTimeouts {
     #[schemars(extend("minimum" = 1))]
     pub(in crate::config) preface: Option<Duration>,
 
-    /// Longest wait from there to the headers of the first request; with HTTP/1.1, for the headers
-    /// of every request once begun. Default `10s`, against clients that trickle.
+    /// Longest wait from there to the headers of the first request; with HTTP/2, also for the rest of
+    /// any headers that have begun. Default `10s`, against clients that trickle.
     #[schemars(extend("minimum" = 1))]
     pub(in crate::config) first_headers: Option<Duration>,
 
