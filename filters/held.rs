@@ -6,7 +6,7 @@
 //!
 //! **How.** A stream books what it holds in its [`StreamContext`](crate::StreamContext): bytes that wait for the far side (its
 //! [`Ledger`](crate::body::Ledger) does that), copies for another attempt, frames in a codec's send buffer. Each worker has a
-//! [`Share`] of the [`Total`] and settles with it in steps of [`STEP`], so that workers do not write to one cache line for
+//! [`Share`] of the [`Total`] and settles with it in steps of 64 KiB, so that workers do not write to one cache line for
 //! each chunk; the total is wrong by one step a worker at most.
 
 use std::sync::{
