@@ -163,6 +163,8 @@ class Setting:
         for name in [*STREAMING, *COLLECTED, "eager"]:
             # The first call of all may be of either kind; what it tells of the other is nothing.
             self.until_ready(name, unary=name != "old-mute")
+        # What lists the method is believed, and its first stream finds out. The next is sent again as an Invoke.
+        refused(CODE.UNIMPLEMENTED, "InvokeStream", lambda: self.dapr.invoke("pretending", [b"x"]))
 
     def component(self, name, *flags):
         return Component(self.stack, self.sockets / f"{name}.sock", *flags)
