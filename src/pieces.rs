@@ -4,8 +4,8 @@
 //! the padding, the wrapping and the other streams' frames that lie in it: a thousand times the byte that he has counted. So what is
 //! kept is copied, and what it costs is what it counts.
 //!
-//! **How.** A buffer grows with what comes, up to [`PIECE`]; then there is another. So little costs little, and nothing that is large is
-//! ever moved: beside the bytes themselves there is room for one more piece at most.
+//! **How.** A buffer grows with what comes, up to [`PIECE`] and not a byte beyond, which [`extend`] sees to; then there is another. So
+//! little costs little, and nothing that is large is ever moved: beside the bytes themselves there is room for one more piece at most.
 
 use bytes::{Bytes, BytesMut};
 
@@ -33,11 +33,7 @@ impl Pieces {
         while !bytes.is_empty() {
             let room = PIECE - self.last.len();
             let (now, later) = bytes.split_at(bytes.len().min(room));
-            if self.last.len() + now.len() > PIECE / 2 {
-                // It would be doubled past its end.
-                self.last.reserve(room);
-            }
-            self.last.extend_from_slice(now);
+            extend(&mut self.last, now, PIECE);
             bytes = later;
             if self.last.len() == PIECE {
                 self.seal();
@@ -62,6 +58,19 @@ impl Pieces {
             self.whole.push(self.last.split().freeze());
         }
     }
+}
+
+/// Puts `bytes` at the end of a buffer that will hold `most` and no more. By itself a buffer doubles, and so past its end: allocators
+/// have room for 16 KiB, and the next size that they have is a quarter larger.
+pub(crate) fn extend(buffer: &mut BytesMut, bytes: &[u8], most: usize) {
+    let len = buffer.len() + bytes.len();
+    if len > buffer.capacity() {
+        let room = len.max((2 * buffer.capacity()).min(most));
+        let mut larger = BytesMut::with_capacity(room);
+        larger.extend_from_slice(buffer);
+        *buffer = larger;
+    }
+    buffer.extend_from_slice(bytes);
 }
 
 #[cfg(test)]
@@ -93,6 +102,17 @@ mod tests {
 
         pieces.push(&[0; PIECE]);
         assert!(pieces.last.capacity() <= PIECE, "{pieces:?}");
+    }
+
+    #[test]
+    fn no_buffer_grows_past_its_end() {
+        for step in [1, 7, 1000, 1025, PIECE / 2 + 1] {
+            let mut buffer = BytesMut::new();
+            while buffer.len() + step <= PIECE {
+                extend(&mut buffer, &vec![0; step], PIECE);
+                assert!(buffer.capacity() <= PIECE, "{step}");
+            }
+        }
     }
 
     #[test]

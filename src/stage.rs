@@ -13,6 +13,8 @@ use std::collections::VecDeque;
 use bytes::{Bytes, BytesMut};
 use thalweg_filters::{Chunk, body::Credit};
 
+use crate::pieces;
+
 /// Chunks up to this size are copied together when they queue up; a larger one is cheaper to send as it is.
 const SMALL: usize = 1024;
 
@@ -80,7 +82,7 @@ impl Stage {
         while !chunk.is_empty() {
             let room = MERGED - self.merged.len();
             let (bytes, credit) = chunk.split_to(chunk.len().min(room)).into_parts();
-            self.merged.extend_from_slice(&bytes);
+            pieces::extend(&mut self.merged, &bytes, MERGED);
             self.merged_credit.absorb(credit);
             if self.merged.len() == MERGED {
                 self.seal();
