@@ -17,6 +17,7 @@
 //! | [`initial_message`] | waits for the first message, and sets headers from its fields |
 //! | [`sequence`] | refuses streams whose messages are not numbered one after another |
 //! | [`metrics`] | counts streams, bytes and messages by route, and bindings in Dapr's words |
+//! | [`pieces`] | bytes that are kept for longer than they need to pass |
 //! | [`timeouts`] | ends streams on which a phase takes too long |
 //! | [`units`] | numbers as people write them in settings: `64KiB`, `5s` |
 
@@ -30,6 +31,7 @@ pub mod gzip;
 pub mod held;
 pub mod initial_message;
 pub mod metrics;
+pub mod pieces;
 pub mod sequence;
 pub mod stream;
 pub mod timeouts;

@@ -19,7 +19,7 @@
 //! |---|---|
 //! | the way of a stream | `listener` → `worker` → `transport` (and `tls`) → `serve` → `respond` → `router` → filters → `forward` → `upstream` |
 //! | the way through a binding | `router`'s place is taken by `bindings`: the call is recognised, its first message read, its binding found; then filters → handshake → a target, one file each |
-//! | what moves its bytes | `receive` (from HTTP/2 into a body), `pump` (from a body into HTTP/2), `stage` (what waits in between), `pieces` (what is kept for longer), `eager` (for sinks that read when they please), `stall` (who takes nothing), `keepalive` (who says nothing) |
+//! | what moves its bytes | `receive` (from HTTP/2 into a body), `pump` (from a body into HTTP/2), `stage` (what waits in between), `eager` (for sinks that read when they please), `stall` (who takes nothing), `keepalive` (who says nothing) |
 //! | what ends it | `respond`, and `dismissal` for planned ends, which come between two messages |
 //! | around it | `config` (the file), `app` (start and end), `admin`, `telemetry`, `cli`, `stamp` (whether a file has changed), `patience` (how long something may take) |
 //!
@@ -82,7 +82,6 @@ mod health;
 mod keepalive;
 mod listener;
 mod patience;
-mod pieces;
 mod pump;
 mod receive;
 mod respond;

@@ -11,9 +11,7 @@
 use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
-use thalweg_filters::{Chunk, body::Credit};
-
-use crate::pieces;
+use thalweg_filters::{Chunk, body::Credit, pieces};
 
 /// Chunks up to this size are copied together when they queue up; a larger one is cheaper to send as it is.
 const SMALL: usize = 1024;

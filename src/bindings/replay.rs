@@ -19,10 +19,10 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
-use thalweg_filters::{Body, Chunk, Error, Side, stream::Booking};
+use thalweg_filters::{Body, Chunk, Error, Side, pieces::Pieces, stream::Booking};
 use thalweg_proto::status::Code;
 
-use crate::{pieces::Pieces, stage::Stage, telemetry::BindingStats};
+use crate::{stage::Stage, telemetry::BindingStats};
 
 /// The request of all attempts.
 #[derive(Clone)]
@@ -294,7 +294,7 @@ mod tests {
 
         assert_eq!(read(&mut first), b"g");
         assert!(!replay.is_intact());
-        assert!(replay.0.borrow().kept.len() == 0);
+        assert!(replay.0.borrow().kept.is_empty());
     }
 
     #[test]
@@ -309,7 +309,7 @@ mod tests {
         say(&sender, b"def");
 
         assert_eq!(read(&mut only), b"def");
-        assert!(replay.0.borrow().kept.len() == 0);
+        assert!(replay.0.borrow().kept.is_empty());
     }
 
     #[test]

@@ -20,7 +20,7 @@ use std::{
 use aws_lc_rs::digest;
 use http_body::Body as _;
 use object_store::{MultipartUpload, PutMode, PutPayload, PutResult, path::Path};
-use thalweg_filters::{Chunk, Error, Side, stream::Booking};
+use thalweg_filters::{Chunk, Error, Side, pieces::Pieces, stream::Booking};
 use thalweg_proto::status::Code;
 use tokio::{sync::oneshot, task::JoinSet, time::timeout};
 
@@ -30,7 +30,7 @@ use super::{
     store::Writing,
     wanted::{Checksum, hex},
 };
-use crate::{pieces::Pieces, stage::Stage, telemetry::BindingStats};
+use crate::{stage::Stage, telemetry::BindingStats};
 
 /// Longest that a store may take to forget an upload.
 const ABORT_MAX: Duration = Duration::from_secs(10);
@@ -115,7 +115,7 @@ impl ObjectStore {
                 .await
                 .map_err(failed)?,
             Some(mut upload) => {
-                if part.len() > 0 {
+                if !part.is_empty() {
                     upload
                         .get()
                         .put_part(payload(&mut part))

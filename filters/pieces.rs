@@ -10,11 +10,11 @@
 use bytes::{Bytes, BytesMut};
 
 /// The most that lies in one buffer.
-pub(crate) const PIECE: usize = 64 * 1024;
+pub const PIECE: usize = 64 * 1024;
 
 /// Bytes in their order.
 #[derive(Debug, Default)]
-pub(crate) struct Pieces {
+pub struct Pieces {
     whole: Vec<Bytes>,
     /// Behind all others.
     last: BytesMut,
@@ -24,11 +24,18 @@ pub(crate) struct Pieces {
 // === impl Pieces ===
 
 impl Pieces {
-    pub(crate) fn len(&self) -> usize {
+    /// How many they are.
+    pub fn len(&self) -> usize {
         self.len
     }
 
-    pub(crate) fn push(&mut self, mut bytes: &[u8]) {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Copies more behind those that are there.
+    pub fn push(&mut self, mut bytes: &[u8]) {
         self.len += bytes.len();
         while !bytes.is_empty() {
             let room = PIECE - self.last.len();
@@ -42,13 +49,13 @@ impl Pieces {
     }
 
     /// All that is there, to be read where it lies. More may be pushed behind it.
-    pub(crate) fn sealed(&mut self) -> &[Bytes] {
+    pub fn sealed(&mut self) -> &[Bytes] {
         self.seal();
         &self.whole
     }
 
     /// Takes all that is there.
-    pub(crate) fn take(&mut self) -> Vec<Bytes> {
+    pub fn take(&mut self) -> Vec<Bytes> {
         self.seal();
         std::mem::take(self).whole
     }
@@ -62,7 +69,7 @@ impl Pieces {
 
 /// Puts `bytes` at the end of a buffer that will hold `most` and no more. By itself a buffer doubles, and so past its end: allocators
 /// have room for 16 KiB, and the next size that they have is a quarter larger.
-pub(crate) fn extend(buffer: &mut BytesMut, bytes: &[u8], most: usize) {
+pub fn extend(buffer: &mut BytesMut, bytes: &[u8], most: usize) {
     let len = buffer.len() + bytes.len();
     if len > buffer.capacity() {
         let room = len.max((2 * buffer.capacity()).min(most));
