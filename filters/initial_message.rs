@@ -46,7 +46,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body::{Body as _, Frame, SizeHint};
 use schemars::JsonSchema;
@@ -61,6 +61,7 @@ use tower::{Layer, Service};
 use crate::{
     Body, Chunk, Error, Side, StreamContext,
     gzip::{InflateError, inflate},
+    pieces::Pieces,
     stream::{Booking, Protocol, not_grpc},
     units::{Duration, Size, Unit},
 };
@@ -130,7 +131,7 @@ struct Opening {
     frames: FrameInspector,
     head: Option<Head>,
     /// What came first and has been paid back, and is booked instead.
-    waited: BytesMut,
+    waited: Pieces,
     booked: Booking,
     /// None of them is empty.
     chunks: VecDeque<Chunk>,
@@ -409,15 +410,14 @@ impl Opening {
             return;
         }
         for chunk in mem::take(&mut self.chunks) {
-            self.waited.extend_from_slice(chunk.as_slice());
+            self.waited.push(chunk.as_slice());
         }
     }
 
     /// All that is held, in its order.
     fn chunks(&mut self) -> &mut VecDeque<Chunk> {
-        let waited = mem::take(&mut self.waited).freeze();
-        if !waited.is_empty() {
-            self.chunks.push_front(waited.into());
+        for piece in self.waited.take().into_iter().rev() {
+            self.chunks.push_front(piece.into());
         }
         &mut self.chunks
     }

@@ -19,11 +19,12 @@ use std::{
     time::Duration,
 };
 
-use bytes::BytesMut;
 use h2::{Reason, SendStream};
 use http::HeaderMap;
 use http_body::Body as _;
-use thalweg_filters::{Body, Error, StreamContext, ending::grpc_status, stream::Booking};
+use thalweg_filters::{
+    Body, Error, StreamContext, ending::grpc_status, pieces::Pieces, stream::Booking,
+};
 use thalweg_proto::status::Code;
 
 use crate::{stage::Stage, stall::Stall, transport::Payload};
@@ -47,7 +48,7 @@ pub(crate) struct Pump {
 /// What has been sent, for as long as it may have to be sent again.
 struct Kept {
     /// Copies, for the bytes themselves lie in read buffers that are far larger.
-    bytes: BytesMut,
+    bytes: Pieces,
     booked: Booking,
     end: Option<End>,
     limit: usize,
@@ -162,7 +163,7 @@ impl Pump {
     #[must_use]
     pub(crate) fn keeping(mut self, limit: usize) -> Self {
         self.kept = Some(Kept {
-            bytes: BytesMut::new(),
+            bytes: Pieces::default(),
             booked: (self.stream.as_ref()).map_or_else(Booking::default, |stream| stream.book(0)),
             end: None,
             limit,
@@ -182,10 +183,12 @@ impl Pump {
 
     /// The body from its beginning, for another stream, if all that was sent was kept. This one moves nothing any more.
     pub(crate) fn rewind(&mut self) -> Option<Intake> {
-        let Kept { bytes, end, .. } = self.kept.take()?;
+        let Kept { mut bytes, end, .. } = self.kept.take()?;
         let empty = Intake::new(Body::empty());
         let mut intake = std::mem::replace(&mut self.intake, empty);
-        intake.staged.put_back(bytes.freeze());
+        for piece in bytes.take().into_iter().rev() {
+            intake.staged.put_back(piece);
+        }
         intake.ended = end.or(intake.ended);
         Some(intake)
     }
@@ -302,7 +305,7 @@ impl Pump {
     fn keep(&mut self, bytes: &[u8]) {
         let Some(kept) = &mut self.kept else { return };
         if kept.bytes.len() + bytes.len() <= kept.limit && kept.booked.try_grow(bytes.len()) {
-            kept.bytes.extend_from_slice(bytes);
+            kept.bytes.push(bytes);
         } else {
             self.kept = None;
         }
