@@ -15,7 +15,11 @@ use std::{cell::OnceCell, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
 use http::{HeaderName, HeaderValue, Method, Request, Response, Version, header};
-use thalweg_filters::{Body, Error, Side, StreamContext, held::Share, stream::Protocol};
+use thalweg_filters::{
+    Body, Error, Side, StreamContext,
+    held::Share,
+    stream::{Booking, Protocol},
+};
 use thalweg_proto::{deadline, method::is_grpc_content_type, status::Code};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -306,8 +310,33 @@ fn route(
     {
         request.extensions_mut().insert(ForeignPage);
     }
+    if let Some(head) = LargeHead::of(&request, &stream) {
+        request.extensions_mut().insert(head);
+    }
     request.extensions_mut().insert(stream);
     worker.call(request)
+}
+
+/// Headers that the stream holds until its request has been passed on. It lies in the extensions of the request, and goes with
+/// them. What is usual is part of what a stream costs anyway.
+#[derive(Clone)]
+struct LargeHead {
+    _booked: Arc<Booking>,
+}
+
+impl LargeHead {
+    /// Headers of less than this, as HTTP/2 counts them, are not looked at.
+    const LEAST: usize = 4 * 1024;
+
+    fn of<B>(request: &Request<B>, stream: &StreamContext) -> Option<Self> {
+        let fields = request.headers().iter();
+        let bytes = fields.map(|(name, value)| 32 + name.as_str().len() + value.len());
+        let len = bytes.sum::<usize>() + request.uri().path().len();
+        // The codec has read them into buffers, and the map has its own.
+        (len >= Self::LEAST).then(|| Self {
+            _booked: Arc::new(stream.book(2 * len)),
+        })
+    }
 }
 
 /// What is known of a stream when its headers have come, and whose bytes count in `share`.

@@ -118,6 +118,8 @@ fn head(parts: &mut Parts, attempts: &Attempts<'_>, deadline: Option<Instant>) -
         *head.method_mut() = std::mem::take(&mut parts.method);
         *head.uri_mut() = std::mem::take(&mut parts.uri);
         *head.headers_mut() = std::mem::take(&mut parts.headers);
+        // What is known of the request goes with it, and so does what it counted.
+        parts.extensions.clear();
     }
     let headers = head.headers_mut();
     attempts.tell(headers);

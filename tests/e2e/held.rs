@@ -4,9 +4,9 @@ use thalweg_proto::status::Code;
 
 use crate::support::{
     client::Client,
-    flood::{Backend, ECHO, FLOOD, Hoard},
+    flood::{Backend, ECHO, FLOOD, Hoard, STUCK},
     framed, plain,
-    proxy::TestProxy,
+    proxy::{TestProxy, Yaml},
     upstream,
 };
 
@@ -68,6 +68,37 @@ async fn gauge_tells_what_streams_hold_and_the_limit() {
         .metric_is("thalweg_streams_live{route=\"main\"}", 0)
         .await;
     // One step of a worker at most is not settled.
+    assert!(proxy.metric("thalweg_held_bytes").await < 64 << 10);
+}
+
+#[tokio::test]
+async fn headers_count_until_they_have_been_passed_on() {
+    const COUNT: usize = 50;
+    let mut backend = backend().await;
+    let proxy = Yaml::to(&backend.upstream)
+        .cluster("pool: {max_connections: 1, max_streams_per_connection: 1}")
+        .start()
+        .await;
+    let client = connect(&proxy).await;
+    let large = "x".repeat(20 * KIB);
+    let head = [("x-large", &*large)];
+    let first = client.call(STUCK, &head).await;
+    let reached = backend.stuck().await;
+    proxy.metric_is("thalweg_held_bytes", 0).await;
+
+    let mut calls = Vec::new();
+    for _ in 0..COUNT {
+        calls.push(client.call(STUCK, &head).await);
+    }
+
+    // Two of twenty KiB each, and of a worker's last step nobody knows yet.
+    proxy
+        .reaches("thalweg_held_bytes", COUNT as u64 * (40 << 10) - (64 << 10))
+        .await;
+    drop((calls, first, reached));
+    proxy
+        .metric_is("thalweg_streams_live{route=\"main\"}", 0)
+        .await;
     assert!(proxy.metric("thalweg_held_bytes").await < 64 << 10);
 }
 
