@@ -66,6 +66,8 @@
 //!   the top-level list sets how long that may take; breaker, metrics and sequence belong to the binding.
 //! - The small messages of bindings are structs with annotations and not generated code: there are a dozen, and a test holds
 //!   them against `proto/schema`.
+//! - Beside the windows there is one budget for the whole process (`max_held`): each stream books what it holds, `worker::reclaim` ends
+//!   those that stand still when it is nearly spent, and `docs/limits.md` has the sum.
 //! - A message is judged by `sequence` while the chunk with its last byte is in hand, so that nothing has to be withheld.
 
 mod admin;

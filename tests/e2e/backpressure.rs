@@ -6,15 +6,13 @@
 use bytes::{Bytes, BytesMut};
 use http::Request;
 use thalweg_proto::status::Code;
-use tokio::{io::AsyncWriteExt, net::UnixStream};
+use tokio::io::AsyncWriteExt;
 
 use crate::support::{
-    child::{Folder, Running},
     client::{self, Call, Client},
     flood::{Backend, ECHO, FLOOD, Flood, Hoard, SINK, SPRING, STUCK, at_rest},
     framed, plain,
     proxy::{TestProxy, Yaml},
-    raw,
     stream::Incoming,
     take_message,
     upstream::{self, Upstream},
@@ -647,81 +645,4 @@ async fn thousand_cancelled_downloads_give_back_all_that_they_held() {
     assert_eq!(backend.upstream.connections(), 1);
     drop(stalled);
     assert_all_given_back(&proxy).await;
-}
-
-// === memory ===
-
-/// A client is said to be slow when its socket takes nothing. Then the proxy holds of each stream what came from the upstream
-/// and has no room yet, at most a window; and what has room and cannot be written, at most `send_buffer`. Of each connection
-/// it holds what has gathered for one write. And a payload lies in the buffer into which it was read with its neighbours, which
-/// is kept for as long as one of them is: up to twice what lies in it.
-#[tokio::test]
-async fn thousand_slow_readers_stay_within_their_windows_and_send_buffers() {
-    const CONNECTIONS: usize = 250;
-    const STREAMS: usize = 4;
-    const WINDOW: usize = 64 * KIB;
-    const SEND_BUFFER: usize = 64 * KIB;
-    const ONE_WRITE: usize = 128 * KIB + 16 * KIB;
-    let mut backend = Backend::start(&upstream::builder(), framed(&[7; 9000])).await;
-    let folder = Folder::empty();
-    let socket = folder.path().join("proxy.sock");
-    let proxy = Running::start(&format!(
-        "listeners: [{{name: it, address: \"unix:{}\", http2: {{send_buffer: 64KiB}}}}]\n\
-         clusters: {{main: {{endpoints: [{}], http2: {{stream_window: 64KiB}}}}}}\n\
-         routes: [{{name: main, cluster: main}}]\n",
-        socket.display(),
-        backend.upstream
-    ))
-    .await;
-    let beside = Client::connect_with(&proxy.address, &h2::client::Builder::new()).await;
-    assert_eq!(beside.unary(ECHO, b"first").await.code(), Code::Ok);
-    let base = proxy.memory();
-
-    let mut readers = Vec::new();
-    let mut floods = Vec::new();
-    for _ in 0..CONNECTIONS {
-        let mut reader = UnixStream::connect(&socket).await.unwrap();
-        let mut said = raw::PREFACE.to_vec();
-        said.extend(raw::settings(&[(raw::INITIAL_WINDOW_SIZE, 1 << 24)]));
-        said.extend(raw::window_update(0, 1 << 30));
-        for index in 0..STREAMS {
-            let id = u32::try_from(2 * index + 1).unwrap();
-            let fields = [
-                (":method", "POST"),
-                (":scheme", "http"),
-                (":authority", "e2e.test"),
-                (":path", FLOOD),
-                ("content-type", "application/grpc"),
-                ("te", "trailers"),
-            ];
-            said.extend(raw::headers(id, &fields, true));
-        }
-        within("the proxy takes the requests", reader.write_all(&said))
-            .await
-            .unwrap();
-        readers.push(reader);
-        for _ in 0..STREAMS {
-            floods.push(backend.flood().await);
-        }
-    }
-    for flood in &floods {
-        flood.sent.reach(WINDOW).await;
-    }
-    let sent = at_rest(&beside, || {
-        floods.iter().map(|flood| flood.sent.get()).sum()
-    })
-    .await;
-    let memory = proxy.memory();
-
-    let held = CONNECTIONS * STREAMS * (WINDOW + SEND_BUFFER) + CONNECTIONS * ONE_WRITE;
-    let bound = base + 2 * held;
-    println!("{base} bytes at first, {memory} now, of {sent} that were sent; bound {bound}");
-    assert!(
-        memory <= bound,
-        "{memory} bytes of memory, and at most {bound} were expected"
-    );
-    let live = "thalweg_streams_live{route=\"main\"}";
-    assert_eq!(proxy.operator.metric(live).await, 1000);
-    drop(readers);
-    proxy.operator.metric_is(live, 0).await;
 }

@@ -19,6 +19,7 @@
 //! | `http` | plain HTTP, over every pair of protocols |
 //! | `invoke` | what `thalweg invoke` and `thalweg bindings` promise to those who type them |
 //! | `judged` | that a client's own word decides neither whether it is judged nor what becomes of others |
+//! | `limits` | what a client can make the proxy hold, beside what docs/limits.md says of it |
 //! | `loops` | requests that go in a circle |
 //! | `proxy_protocol` | who may say where a connection comes from, and what becomes of those who say it badly |
 //! | `reload` | what becomes of streams, connections and counters when the configuration changes |
@@ -60,6 +61,7 @@ mod held;
 mod http;
 mod invoke;
 mod judged;
+mod limits;
 mod loops;
 mod proxy_protocol;
 mod reload;

@@ -11,7 +11,7 @@ use rustls::{
 };
 use thalweg::config::Address;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
@@ -84,11 +84,10 @@ impl Hands {
     }
 
     /// The same, on a connection that is there already.
-    pub(crate) async fn shake_on(
-        &self,
-        socket: TcpStream,
-        host: &str,
-    ) -> io::Result<TlsStream<TcpStream>> {
+    pub(crate) async fn shake_on<S>(&self, socket: S, host: &str) -> io::Result<TlsStream<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         let host = ServerName::try_from(host.to_owned()).unwrap();
         let connector = TlsConnector::from(Arc::new(self.config.clone()));
         within("the handshake ends", connector.connect(host, socket)).await
