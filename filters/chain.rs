@@ -82,7 +82,11 @@ impl Filter {
         }
     }
 
-    fn wrap(&self, inner: Chain, surroundings: Surroundings<'_>) -> Chain {
+    fn wrap<S>(&self, inner: S, surroundings: Surroundings<'_>) -> Chain
+    where
+        S: Service<Request<Body>, Response = Response<Body>, Error = Error> + 'static,
+        S::Future: 'static,
+    {
         match self {
             Self::Sequence(config) => {
                 Chain::new(sequence::SequenceLayer::new(config, surroundings.route).layer(inner))
@@ -126,12 +130,12 @@ impl Chain {
         S: Service<Request<Body>, Response = Response<Body>, Error = Error> + 'static,
         S::Future: 'static,
     {
-        filters
-            .iter()
-            .rev()
-            .fold(Self::new(inner), |chain, filter| {
-                filter.wrap(chain, surroundings)
-            })
+        let Some((innermost, others)) = filters.split_last() else {
+            return Self::new(inner);
+        };
+        // What is innermost is known, and needs no box of its own.
+        let chain = innermost.wrap(inner, surroundings);
+        (others.iter().rev()).fold(chain, |chain, filter| filter.wrap(chain, surroundings))
     }
 }
 

@@ -112,7 +112,10 @@ impl<D: Future<Output = ()>> Drive<D> {
                     self.first_headers = None;
                     let (front, worker) = (Arc::clone(&self.front), Rc::clone(&self.worker));
                     let (client, ping) = (Rc::clone(&self.client), Rc::clone(&self.ping));
-                    spawn_local(stream(request, respond, client, ping, front, worker));
+                    // In a box, since a task moves what it runs when it begins and when it ends.
+                    spawn_local(Box::pin(stream(
+                        request, respond, client, ping, front, worker,
+                    )));
                 }
                 Poll::Ready(Some(Err(error))) => {
                     let _ = self.transport.poll_drain(cx);
