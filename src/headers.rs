@@ -55,6 +55,31 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// What one walk through a request's headers finds. Nearly all have nothing that wants a closer look, and to look up each of these
+/// names would cost far more.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    /// As HTTP/2 counts them.
+    pub(crate) size: usize,
+    pub(crate) content_types: usize,
+    /// Something is said of how the body ends.
+    pub(crate) is_framed: bool,
+    pub(crate) expects: bool,
+}
+
+impl Seen {
+    pub(crate) fn in_headers(headers: &HeaderMap) -> Self {
+        let mut seen = Self::default();
+        for (name, value) in headers {
+            seen.size += 32 + name.as_str().len() + value.len();
+            seen.content_types += usize::from(*name == header::CONTENT_TYPE);
+            seen.is_framed |= *name == header::CONTENT_LENGTH || *name == header::TRANSFER_ENCODING;
+            seen.expects |= *name == header::EXPECT;
+        }
+        seen
+    }
+}
+
 /// Refuses a request whose host is in doubt: two readers of it might see two different ones (RFC 9112, 3.2). One that names none is
 /// served, unless its protocol demands one.
 pub(crate) fn check_host(version: Version, uri: &Uri, headers: &HeaderMap) -> Result<(), Error> {

@@ -259,9 +259,8 @@ fn route(
         )
         .with_http_status(431));
     }
-    let mut content_types = request.headers().get_all(header::CONTENT_TYPE).iter();
-    let content_type = content_types.next();
-    if content_types.next().is_some() {
+    let seen = headers::Seen::in_headers(request.headers());
+    if seen.content_types > 1 {
         // Whoever is behind us may believe another of them than we do.
         return Err(Error::new(
             Code::InvalidArgument,
@@ -270,7 +269,8 @@ fn route(
             "the request has more than one content-type",
         ));
     }
-    if says_grpc(content_type) && stream.protocol() != Protocol::Grpc {
+    if stream.protocol() != Protocol::Grpc && says_grpc(request.headers().get(header::CONTENT_TYPE))
+    {
         return Err(Error::new(
             Code::Unimplemented,
             "grpc_over_http1",
@@ -280,10 +280,14 @@ fn route(
         .with_http_status(505));
     }
     headers::check_host(request.version(), request.uri(), request.headers())?;
-    headers::check_framing(request.headers())?;
-    headers::take_expectation(request.headers_mut())?;
-    if let Some(value) = request.headers().get(GRPC_TIMEOUT)
-        && stream.protocol() == Protocol::Grpc
+    if seen.is_framed {
+        headers::check_framing(request.headers())?;
+    }
+    if seen.expects {
+        headers::take_expectation(request.headers_mut())?;
+    }
+    if stream.protocol() == Protocol::Grpc
+        && let Some(value) = request.headers().get(GRPC_TIMEOUT)
         && let Err(fault) = deadline::parse(value.as_bytes())
     {
         return Err(Error::new(
@@ -310,7 +314,8 @@ fn route(
     {
         request.extensions_mut().insert(ForeignPage);
     }
-    if let Some(head) = LargeHead::of(&request, &stream) {
+    if seen.size >= LargeHead::LEAST {
+        let head = LargeHead::of(seen.size, &stream);
         request.extensions_mut().insert(head);
     }
     request.extensions_mut().insert(stream);
@@ -325,17 +330,14 @@ struct LargeHead {
 }
 
 impl LargeHead {
-    /// Headers of less than this, as HTTP/2 counts them, are not looked at.
+    /// Headers of less than this, as HTTP/2 counts them, do not count.
     const LEAST: usize = 4 * 1024;
 
-    fn of<B>(request: &Request<B>, stream: &StreamContext) -> Option<Self> {
-        let fields = request.headers().iter();
-        let bytes = fields.map(|(name, value)| 32 + name.as_str().len() + value.len());
-        let len = bytes.sum::<usize>() + request.uri().path().len();
+    fn of(size: usize, stream: &StreamContext) -> Self {
         // The codec has read them into buffers, and the map has its own.
-        (len >= Self::LEAST).then(|| Self {
-            _booked: Arc::new(stream.book(2 * len)),
-        })
+        Self {
+            _booked: Arc::new(stream.book(2 * size)),
+        }
     }
 }
 

@@ -140,12 +140,16 @@ fn settle_path(uri: &mut Uri, paths: Paths) -> Result<(), Error> {
 
 /// Whether a path has nothing that needs a closer look; nearly all have not.
 fn is_plain(path: &str, paths: Paths) -> bool {
-    let bytes = path.as_bytes();
-    let sign = |byte: &u8| matches!(byte, b'%' | b'\\');
-    let after_slash = |pair: &[u8]| {
-        pair[0] == b'/' && (pair[1] == b'.' || pair[1] == b'/' && paths == Paths::Normalize)
-    };
-    !bytes.iter().any(sign) && !bytes.windows(2).any(after_slash) && bytes.first() != Some(&b'.')
+    let mut before = b'/';
+    path.bytes().enumerate().all(|(at, byte)| {
+        let after_slash = std::mem::replace(&mut before, byte) == b'/';
+        match byte {
+            b'%' | b'\\' => false,
+            b'.' => !after_slash,
+            b'/' => !after_slash || at == 0 || paths != Paths::Normalize,
+            _ => true,
+        }
+    })
 }
 
 /// The path with one slash where there are several.
@@ -182,9 +186,13 @@ fn bad_path(fault: String) -> Error {
 // === circles ===
 
 fn count_hop(headers: &mut HeaderMap, most: usize) -> Result<(), Error> {
-    let told = headers.get(HOPS).and_then(|hops| hops.to_str().ok());
+    let Some(told) = headers.insert(HOPS, number(1)) else {
+        return Ok(());
+    };
     // One that cannot be read is of nobody's who counts.
-    let passed: usize = told.and_then(|hops| hops.parse().ok()).unwrap_or(0);
+    let passed: usize = (told.to_str().ok())
+        .and_then(|hops| hops.parse().ok())
+        .unwrap_or(0);
     if passed >= most {
         let message = format!(
             "the request has passed {passed} proxies already, and at most {most} may be in a row (max_hops): does a cluster lead back to this listener?"

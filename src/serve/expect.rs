@@ -37,8 +37,10 @@ struct Held(Rc<RefCell<Waiting>>);
 
 /// The same body, and what becomes of it, if its client waits until it is wanted.
 pub(super) fn expected(head: &Parts, body: Body) -> (Body, Option<Expected>) {
-    let waits = headers::expects_continue(&head.headers) && head.version >= Version::HTTP_11;
-    if !waits || body.is_end_stream() {
+    if head.version < Version::HTTP_11
+        || body.is_end_stream()
+        || !headers::expects_continue(&head.headers)
+    {
         return (body, None);
     }
     let waiting = Rc::new(RefCell::new(Waiting {
