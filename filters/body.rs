@@ -77,6 +77,11 @@ impl Body {
         }
     }
 
+    /// Takes a body that lies on the heap already.
+    pub fn boxed(body: Box<impl http_body::Body<Data = Chunk, Error = Error> + 'static>) -> Self {
+        Self(Some(Box::into_pin(body)))
+    }
+
     /// A body of bytes that nobody waits to be paid for.
     pub fn full(bytes: impl Into<Bytes>) -> Self {
         Self::new(Full {

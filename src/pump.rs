@@ -7,7 +7,7 @@
 //! 1. Take all that the source has. Its sender keeps to a window, so this is at most one window. Small chunks behind others
 //!    are put together, which makes one frame of many; and what has to wait is copied out of the read buffers that it would pin.
 //! 2. Send what the far side's windows grant. Only bytes that were granted leave, and only then does their credit
-//!    return to the sender.
+//!    return to the sender. A small request may leave with its head ([`Pump::with_head`]).
 //! 3. When all is sent, send the trailers or the end.
 //! 4. Always watch for a reset from the far side, also while there is nothing to send and while a write is blocked.
 //! 5. Where a client takes nothing of an answer that has failed, its status goes before the bytes that wait: trailers need no
@@ -29,6 +29,9 @@ use thalweg_proto::status::Code;
 
 use crate::{stage::Stage, stall::Stall, transport::Payload};
 
+/// The most that leaves with the head of a request.
+const WITH_HEAD: usize = 4 * 1024;
+
 /// Moves one body into one stream; see the [module docs](self).
 pub(crate) struct Pump {
     intake: Intake,
@@ -38,6 +41,8 @@ pub(crate) struct Pump {
     stream: Option<StreamContext>,
     finished: bool,
     kept: Option<Kept>,
+    /// So much may leave before it is granted, if it is all that there is.
+    ahead: usize,
     /// How long a status of failure waits for a far side that takes nothing; zero waits on.
     last_words: Duration,
     /// Runs while it does. Few streams come to that.
@@ -140,6 +145,7 @@ impl Pump {
             stream,
             finished: false,
             kept: None,
+            ahead: 0,
             last_words: Duration::ZERO,
             waiting: None,
             overtook: false,
@@ -157,6 +163,15 @@ impl Pump {
     /// Whether bytes were dropped for that.
     pub(crate) fn has_overtaken(&self) -> bool {
         self.overtook
+    }
+
+    /// Lets a small request leave with its head, if `takes_more` says that the far side has room for it. The codec grants a new
+    /// stream nothing before its connection's next turn, and most calls would take one turn more and another write. Where there is no room after all,
+    /// those bytes wait in the codec, and no stall is seen.
+    #[must_use]
+    pub(crate) fn with_head(mut self, takes_more: bool) -> Self {
+        self.ahead = if takes_more { WITH_HEAD } else { 0 };
+        self
     }
 
     /// Keeps what is sent, up to `limit`, so that it can be sent again; and less where the process holds too much.
@@ -216,7 +231,12 @@ impl Pump {
                 Poll::Pending
             }
             Poll::Pending if self.overtakes(cx) => self.poll(cx),
-            Poll::Pending => self.stall.poll(cx).map(|limit| Err(Stop::Stalled(limit))),
+            Poll::Pending => {
+                if self.stall.has_waited() {
+                    self.intake.staged.wait();
+                }
+                self.stall.poll(cx).map(|limit| Err(Stop::Stalled(limit)))
+            }
         }
     }
 
@@ -260,17 +280,18 @@ impl Pump {
             self.sink.reserve_capacity(self.intake.staged.len());
         }
         while !self.intake.staged.is_empty() {
-            let granted = self.sink.capacity();
+            let granted = match self.sink.capacity() {
+                0 if self.intake.staged.len() <= self.ahead => self.ahead,
+                granted => granted,
+            };
             if granted == 0 {
                 match self.sink.poll_capacity(cx) {
                     Poll::Ready(Some(Ok(_))) => continue,
                     Poll::Ready(Some(Err(_)) | None) => return Err(Stop::Sink(None)),
-                    Poll::Pending => {
-                        self.intake.staged.wait();
-                        return Ok(());
-                    }
+                    Poll::Pending => return Ok(()),
                 }
             }
+            self.ahead = 0;
             let (bytes, credit) = self.intake.staged.pop(granted).into_parts();
             self.stall.moved(bytes.len());
             if let Some(waiting) = &mut self.waiting {

@@ -148,8 +148,9 @@ impl http_body::Body for Received {
         })
     }
 
+    /// As it was when it began, for every question is a lock: one that has nothing is [`Body::empty`].
     fn is_end_stream(&self) -> bool {
-        self.stream.as_ref().is_none_or(RecvStream::is_end_stream)
+        self.stream.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -26,6 +26,8 @@ const MERGED: usize = 16 * 1024;
 /// What was taken from the source and not yet granted by the far side.
 #[derive(Default)]
 pub(crate) struct Stage {
+    /// Before all others, if it is not empty. Most streams never have two chunks here, and need no list.
+    first: Chunk,
     chunks: VecDeque<Chunk>,
     /// Chunks put together, behind all others.
     merged: BytesMut,
@@ -59,11 +61,13 @@ impl Stage {
             chunk.len() > SMALL || self.len == 0
         };
         self.len += chunk.len();
-        if as_it_is {
+        if !as_it_is {
+            self.merge(chunk);
+        } else if self.len == chunk.len() {
+            self.first = chunk;
+        } else {
             self.seal();
             self.chunks.push_back(chunk);
-        } else {
-            self.merge(chunk);
         }
     }
 
@@ -72,7 +76,14 @@ impl Stage {
         if !bytes.is_empty() {
             self.len += bytes.len();
             self.front_was = 0;
-            self.chunks.push_front(Chunk::from(bytes));
+            self.list_first();
+            self.first = Chunk::from(bytes);
+        }
+    }
+
+    fn list_first(&mut self) {
+        if !self.first.is_empty() {
+            self.chunks.push_front(std::mem::take(&mut self.first));
         }
     }
 
@@ -88,30 +99,32 @@ impl Stage {
         }
     }
 
+    /// What was put together.
+    fn take_merged(&mut self) -> Chunk {
+        let credit = std::mem::take(&mut self.merged_credit);
+        Chunk::from_parts(self.merged.split().freeze(), credit)
+    }
+
     /// Queues what was put together behind the other chunks.
     fn seal(&mut self) {
         if !self.merged.is_empty() {
-            let credit = std::mem::take(&mut self.merged_credit);
-            self.chunks
-                .push_back(Chunk::from_parts(self.merged.split().freeze(), credit));
+            let merged = self.take_merged();
+            self.chunks.push_back(merged);
         }
     }
 
     /// Takes up to `most` bytes from the front.
     pub(crate) fn pop(&mut self, most: usize) -> Chunk {
-        if self.chunks.is_empty() {
-            self.seal();
+        if self.first.is_empty() {
+            let next = self.chunks.pop_front();
+            self.first = next.unwrap_or_else(|| self.take_merged());
         }
-        let front = self
-            .chunks
-            .front_mut()
-            .expect("`len` counts the bytes of the chunks");
-        let chunk = if front.len() <= most {
+        let chunk = if self.first.len() <= most {
             self.front_was = 0;
-            self.chunks.pop_front().unwrap_or_default()
+            std::mem::take(&mut self.first)
         } else {
-            self.front_was = self.front_was.max(front.len());
-            front.split_to(most)
+            self.front_was = self.front_was.max(self.first.len());
+            self.first.split_to(most)
         };
         self.len -= chunk.len();
         self.waiting &= self.len > 0;
@@ -125,21 +138,17 @@ impl Stage {
         }
         if !std::mem::replace(&mut self.waiting, true) {
             self.seal();
+            self.list_first();
             self.front_was = 0;
+            self.len = 0;
             for chunk in std::mem::take(&mut self.chunks) {
-                self.len -= chunk.len();
                 self.push(chunk);
             }
-        } else if self
-            .chunks
-            .front()
-            .is_some_and(|front| self.front_was >= 2 * front.len())
-            && let Some(front) = self.chunks.front_mut()
-        {
+        } else if self.front_was >= 2 * self.first.len() && !self.first.is_empty() {
             // What is left of it holds the whole. No byte is copied so more often than it can be halved.
             self.front_was = 0;
-            let (bytes, credit) = std::mem::take(front).into_parts();
-            *front = Chunk::from_parts(Bytes::copy_from_slice(&bytes), credit);
+            let (bytes, credit) = std::mem::take(&mut self.first).into_parts();
+            self.first = Chunk::from_parts(Bytes::copy_from_slice(&bytes), credit);
         }
     }
 }

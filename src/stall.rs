@@ -50,6 +50,8 @@ pub(crate) struct Stall {
 #[derive(Debug)]
 pub(crate) struct Stalled {
     here: Cell<usize>,
+    /// Bytes of some stream have been granted.
+    has_taken: Cell<bool>,
     stats: Arc<ClusterStats>,
 }
 
@@ -141,6 +143,7 @@ impl Stall {
         self.moved += count as u64;
         self.waited = false;
         if let Some(marks) = &mut self.marks {
+            marks.stalled.has_taken.set(true);
             marks.mark(false);
         }
     }
@@ -154,6 +157,11 @@ impl Stall {
     pub(crate) fn settle(&mut self) {
         self.ends.set = None;
         self.marks = None;
+    }
+
+    /// Whether what waits does so for longer than for its connection's next turn.
+    pub(crate) fn has_waited(&self) -> bool {
+        self.waited
     }
 
     /// Ready with the limit once it has passed. To be polled while bytes wait.
@@ -179,6 +187,7 @@ impl Stalled {
     pub(crate) fn new(stats: Arc<ClusterStats>) -> Self {
         Self {
             here: Cell::new(0),
+            has_taken: Cell::new(false),
             stats,
         }
     }
@@ -186,6 +195,11 @@ impl Stalled {
     /// Whether the connection has any.
     pub(crate) fn any(&self) -> bool {
         self.here.get() > 0
+    }
+
+    /// Whether the far side will most likely take a few bytes of one more stream.
+    pub(crate) fn takes_more(&self) -> bool {
+        self.has_taken.get() && !self.any()
     }
 
     fn count(&self, more: bool) {

@@ -53,7 +53,8 @@ pub(crate) async fn exchange(
     headers::frame_body(&mut parts, &body);
     // Read from now on, also while there is no connection yet.
     let (body, handed) = handed(body);
-    let opening = endpoints.open(&parts.headers, None, http1::Pool::lease);
+    let best = endpoints.best(&parts.headers, None)?;
+    let opening = endpoints.open(best, &parts.headers, None, http1::Pool::lease);
     let mut lease = connected(cluster, timeouts, opening).await?;
     let mut trial = lease.trial();
     let mut request = Request::from_parts(parts, body);

@@ -8,7 +8,7 @@ use std::{
     future::Future,
     pin::{Pin, pin},
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use h2::{Reason, client::ResponseFuture};
@@ -48,9 +48,20 @@ pub(crate) async fn exchange(
     // Where the last attempt failed.
     let mut failed_at = None;
     loop {
-        let opening = endpoints.open(&parts.headers, failed_at.as_ref(), http2::Pool::lease);
-        let lease = connected(cluster, timeouts, opening);
-        let (failure, rest) = match reading(&mut intake, lease).await? {
+        let avoided = failed_at.as_ref();
+        let lease = match endpoints.best(&parts.headers, avoided) {
+            Ok(best) => match best.lease_now() {
+                Some(lease) => Ok(lease),
+                None => {
+                    let opening = endpoints.open(best, &parts.headers, avoided, http2::Pool::lease);
+                    let opened = connected(cluster, timeouts, opening);
+                    // On the heap: few streams come here.
+                    Box::pin(reading(&mut intake, opened)).await?
+                }
+            },
+            Err(error) => Err(error),
+        };
+        let (failure, rest) = match lease {
             // Every endpoint was tried.
             Err(error) => (Failure::Failed(error), Some(intake)),
             Ok(lease) => {
@@ -140,9 +151,13 @@ fn is_refusal(error: &h2::Error) -> bool {
     error.is_remote() && (refused || error.is_go_away())
 }
 
-/// Both directions of one stream to an upstream.
+/// Both directions of one stream to an upstream. It becomes the response's body, and drives the upload as that is read.
 struct Exchange {
     upload: Upload,
+    /// What the upstream answers, once the head of it is there.
+    download: Body,
+    /// Tells what has come of the answer and waits for the client; there from its first chunk on.
+    ledger: Option<Arc<Ledger>>,
     pump: Pump,
     stream: Option<StreamContext>,
     sender: Sender,
@@ -167,14 +182,6 @@ enum Upload {
 /// An attempt that failed, and the request from its beginning, if it can be sent again.
 type Failed = Box<(Failure, Option<Intake>)>;
 
-/// The response's body, which drives the upload as it is read.
-struct Download {
-    exchange: Exchange,
-    body: Body,
-    /// Tells what has come of it and waits for the client; there from its first chunk on.
-    ledger: Option<Arc<Ledger>>,
-}
-
 // === impl Exchange ===
 
 impl Exchange {
@@ -187,7 +194,7 @@ impl Exchange {
         stream: &Option<StreamContext>,
         timeouts: &RouteTimeouts,
         attempts: &Attempts<'_>,
-    ) -> Result<(Self, ResponseFuture), Failed> {
+    ) -> Result<(Box<Self>, ResponseFuture), Failed> {
         let sender = lease.sender(&cluster.label);
         let done = intake.is_done();
         let (response, sink) = match lease.open(head, done) {
@@ -202,12 +209,14 @@ impl Exchange {
         };
         let least = timeouts.stall_min_progress;
         let stall = lease.stall(timeouts.stall).at_least(least);
-        let mut pump = Pump::new(intake, sink, stall, stream.clone());
+        let mut pump = Pump::new(intake, sink, stall, stream.clone()).with_head(lease.takes_more());
         if let Some(limit) = attempts.kept() {
             pump = pump.keeping(limit);
         }
-        let exchange = Self {
+        let exchange = Box::new(Self {
             upload: if done { Upload::Done } else { Upload::Running },
+            download: Body::empty(),
+            ledger: None,
             pump,
             stream: stream.clone(),
             sender,
@@ -216,13 +225,13 @@ impl Exchange {
             _member: stream.as_ref().and_then(|stream| lease.join(stream)),
             trial: lease.trial(),
             lease,
-        };
+        });
         Ok((exchange, response))
     }
 
     /// Waits for the head of the response. An error of the request itself comes first.
     async fn answer(
-        mut self,
+        mut self: Box<Self>,
         mut response: ResponseFuture,
         cluster: &Cluster,
         attempts: &Attempts<'_>,
@@ -291,12 +300,8 @@ impl Exchange {
             });
         }
         self.settle();
-        let download = Download {
-            exchange: self,
-            body,
-            ledger: None,
-        };
-        Ok(Ok(Response::from_parts(parts, Body::new(download))))
+        self.download = body;
+        Ok(Ok(Response::from_parts(parts, Body::boxed(self))))
     }
 
     fn fails(&mut self, error: &Error) {
@@ -389,9 +394,7 @@ impl Drop for Exchange {
     }
 }
 
-// === impl Download ===
-
-impl http_body::Body for Download {
+impl http_body::Body for Exchange {
     type Data = Chunk;
     type Error = Error;
 
@@ -400,15 +403,18 @@ impl http_body::Body for Download {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Chunk>, Error>>> {
         let this = &mut *self;
-        if let Err(error) = this.exchange.poll_upload(cx) {
+        // The answer first: whoever takes all of it asks until there is no more, and the upload wants one look and not one for each frame.
+        let Poll::Ready(frame) = Pin::new(&mut this.download).poll_frame(cx) else {
+            let Err(error) = this.poll_upload(cx) else {
+                return Poll::Pending;
+            };
             let waits = this.ledger.as_ref().is_some_and(|ledger| ledger.held() > 0);
             return Poll::Ready(Some(Err(match waits {
                 // An upstream that cannot get rid of its answer need not take more of the request.
                 true if error.side() == Side::Upstream => error.with_side(Side::Client),
                 _ => error,
             })));
-        }
-        let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        };
         if this.ledger.is_none()
             && let Some(Ok(frame)) = &frame
             && let Some(chunk) = frame.data_ref()
@@ -416,16 +422,16 @@ impl http_body::Body for Download {
             this.ledger = chunk.ledger().cloned();
         }
         // The response is over: whatever the client still sends is not wanted any more.
-        this.exchange.complete |= !matches!(&frame, Some(Ok(frame)) if frame.is_data());
-        judge(&mut this.exchange.trial, frame.as_ref());
+        this.complete |= !matches!(&frame, Some(Ok(frame)) if frame.is_data());
+        judge(&mut this.trial, frame.as_ref());
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.download.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.download.size_hint()
     }
 }

@@ -93,11 +93,30 @@ impl<P: Pool> Balance<P> {
         balance
     }
 
-    /// Tries `open` on the best endpoint, and on the next best while it fails: nothing was sent yet, so nothing is lost. When
-    /// none is available, one of the others is tried after all. The headers are the request's; `avoided` is tried when there is no
-    /// other left.
+    /// What `ring_hash` chooses by.
+    fn key(&self, headers: &HeaderMap) -> Option<u64> {
+        let config::Balance::RingHash { header } = &self.shared.settings.balance else {
+            return None;
+        };
+        headers.get(header).map(|value| hash(value.as_bytes()))
+    }
+
+    /// The best endpoint for a request. The headers are the request's; `avoided` is tried when there is no other left.
+    pub(crate) fn best(
+        &self,
+        headers: &HeaderMap,
+        avoided: Option<&Arc<Endpoint>>,
+    ) -> Result<Rc<P>, Error> {
+        self.shared.admit()?;
+        let best = self.choose(self.key(headers), avoided, &[]);
+        best.ok_or_else(|| self.shared.no_endpoints())
+    }
+
+    /// Tries `open` on `best`, and on the next best while it fails: nothing was sent yet, so nothing is lost. When none is available,
+    /// one of the others is tried after all.
     pub(crate) async fn open<T, F>(
         &self,
+        best: Rc<P>,
         headers: &HeaderMap,
         avoided: Option<&Arc<Endpoint>>,
         open: impl Fn(Rc<P>) -> F,
@@ -105,22 +124,20 @@ impl<P: Pool> Balance<P> {
     where
         F: Future<Output = Result<T, Error>>,
     {
-        let key = match &self.shared.settings.balance {
-            config::Balance::RingHash { header } => headers.get(header),
-            _ => None,
-        };
-        let key = key.map(|value| hash(value.as_bytes()));
-        self.shared.admit()?;
-        let mut failure = None;
+        let key = self.key(headers);
+        let mut pool = best;
         let mut tried: Vec<Rc<P>> = Vec::new();
-        while let Some(pool) = self.choose(key, avoided, &tried) {
-            match open(Rc::clone(&pool)).await {
+        loop {
+            let error = match open(Rc::clone(&pool)).await {
                 Ok(opened) => return Ok(opened),
-                Err(error) => failure = Some(error),
-            }
+                Err(error) => error,
+            };
             tried.push(pool);
+            let Some(next) = self.choose(key, avoided, &tried) else {
+                return Err(error);
+            };
+            pool = next;
         }
-        Err(failure.unwrap_or_else(|| self.shared.no_endpoints()))
     }
 
     fn choose(

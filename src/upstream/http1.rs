@@ -463,7 +463,8 @@ mod tests {
                 unreachable!("the protocol is http1")
             };
             let headers = HeaderMap::new();
-            let lease = endpoints.open(&headers, None, Pool::lease);
+            let best = endpoints.best(&headers, None).unwrap();
+            let lease = endpoints.open(best, &headers, None, Pool::lease);
             let mut lease = lease.await.unwrap();
             let _served = listener.accept().unwrap();
             let _queue: Vec<_> = (0..4)

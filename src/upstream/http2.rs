@@ -135,7 +135,7 @@ impl Pool {
 
     /// A place on the connection with the fewest streams, if one has room. A connection on which a stream has stalled is the
     /// last choice, and none as long as another may be dialed.
-    fn lease_now(self: &Rc<Self>) -> Option<Lease> {
+    pub(crate) fn lease_now(self: &Rc<Self>) -> Option<Lease> {
         loop {
             let state = self.state.borrow();
             let may_dial = self.may_dial(&state) || state.dialing > 0;
@@ -439,6 +439,11 @@ impl Lease {
     pub(crate) fn stall(&self, limit: Duration) -> Stall {
         let after = self.pool.shared.settings.pool.avoid_stalled;
         Stall::new(limit).marking(Rc::clone(&self.connection.stalled), after)
+    }
+
+    /// Whether the upstream will most likely take a few bytes of this stream at once.
+    pub(crate) fn takes_more(&self) -> bool {
+        self.connection.stalled.takes_more()
     }
 
     /// Who sends the answers, for a cluster that messages call `label`.
