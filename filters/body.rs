@@ -21,7 +21,7 @@ use bytes::{Buf, Bytes};
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 
-use crate::{Error, StreamContext};
+use crate::{Error, StreamContext, stream::Booking};
 
 /// Credit is returned once this much has gathered, or nothing is held any more.
 const RETURN_BATCH: usize = 32 * 1024;
@@ -263,6 +263,15 @@ impl Credit {
         }
     }
 
+    /// Returns the credit of bytes that go on to be held, and are what this books from now on. `None` if they are nobody's.
+    pub fn hand_over(mut self) -> Option<Booking> {
+        let amount = std::mem::take(&mut self.amount);
+        let ledger = self.ledger.as_ref().filter(|_| amount > 0)?;
+        let stream = ledger.account().stream.clone();
+        ledger.give_back(amount, stream.is_none());
+        stream.map(|stream| stream.booked(amount))
+    }
+
     /// Adds another credit of the same stream; of another stream, that one returns at once.
     pub fn absorb(&mut self, mut other: Self) {
         match (&self.ledger, &other.ledger) {
@@ -280,7 +289,7 @@ impl Drop for Credit {
         if self.amount > 0
             && let Some(ledger) = &self.ledger
         {
-            ledger.give_back(self.amount);
+            ledger.give_back(self.amount, true);
         }
     }
 }
@@ -356,11 +365,12 @@ impl Ledger {
         }
     }
 
-    fn give_back(&self, amount: usize) {
+    /// `let_go` says whether the stream holds the bytes no more.
+    fn give_back(&self, amount: usize, let_go: bool) {
         let mut account = self.account();
         account.held -= amount;
         account.unreturned += amount;
-        if let Some(stream) = &account.stream {
+        if let_go && let Some(stream) = &account.stream {
             stream.let_go(amount);
         }
         if account.unreturned < RETURN_BATCH && account.held > 0 {

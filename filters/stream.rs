@@ -115,8 +115,13 @@ impl StreamContext {
     /// Books bytes that the stream holds beside those that wait for their far side.
     pub fn book(&self, bytes: usize) -> Booking {
         self.hold(bytes);
+        self.clone().booked(bytes)
+    }
+
+    /// Bytes that were booked before, by somebody else.
+    pub(crate) fn booked(self, bytes: usize) -> Booking {
         Booking {
-            stream: Some(self.clone()),
+            stream: Some(self),
             bytes,
         }
     }

@@ -7,6 +7,7 @@
 
 use std::{cell::Cell, future::Future, rc::Rc};
 
+use futures_util::future::Either;
 use http::{Request, Response};
 use http_body::Frame;
 use thalweg_filters::{Body, Chunk, Error, Side, ending::Ending};
@@ -98,20 +99,20 @@ pub(crate) async fn send(
     exchange(cluster, request, timeouts, None).await
 }
 
-async fn exchange(
+fn exchange(
     cluster: &Cluster,
     request: Request<Body>,
     timeouts: &RouteTimeouts,
     retries: Option<&Retries>,
-) -> Result<Response<Body>, Error> {
+) -> impl Future<Output = Result<Response<Body>, Error>> {
     match &cluster.endpoints {
-        Endpoints::Http2(endpoints) => {
-            http2::exchange(cluster, endpoints, request, timeouts, retries).await
-        }
+        Endpoints::Http2(endpoints) => Either::Left(http2::exchange(
+            cluster, endpoints, request, timeouts, retries,
+        )),
         // Far larger than the other, and so not a part of this future.
-        Endpoints::Http1(endpoints) => {
-            Box::pin(http1::exchange(cluster, endpoints, request, timeouts)).await
-        }
+        Endpoints::Http1(endpoints) => Either::Right(Box::pin(http1::exchange(
+            cluster, endpoints, request, timeouts,
+        ))),
     }
 }
 

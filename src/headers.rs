@@ -6,13 +6,13 @@
 use std::io;
 
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Uri, Version, header,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, header,
     request::Parts,
     uri::{Authority, PathAndQuery, Scheme},
 };
 use http_body::Body as _;
 use thalweg_filters::{Body, Error, Side};
-use thalweg_proto::status::Code;
+use thalweg_proto::{method::is_grpc_content_type, status::Code};
 
 const HOP_BY_HOP: [HeaderName; 6] = [
     header::CONNECTION,
@@ -22,6 +22,9 @@ const HOP_BY_HOP: [HeaderName; 6] = [
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
 ];
+
+/// How long a call of gRPC may take.
+pub(crate) const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// How many proxies of this kind a request has passed; whatever a request becomes on its way, it keeps this.
 pub(crate) const HOPS: HeaderName = HeaderName::from_static("thalweg-hops");
@@ -55,26 +58,41 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// What one walk through a request's headers finds. Nearly all have nothing that wants a closer look, and to look up each of these
-/// names would cost far more.
-#[derive(Debug, Default)]
+/// What one walk through a request's headers finds. Nearly all have little of it, and to look up each of these names would cost far
+/// more.
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Seen {
     /// As HTTP/2 counts them.
     pub(crate) size: usize,
     pub(crate) content_types: usize,
+    /// The first content type is gRPC's.
+    pub(crate) says_grpc: bool,
+    pub(crate) has_grpc_timeout: bool,
+    hosts: usize,
     /// Something is said of how the body ends.
     pub(crate) is_framed: bool,
     pub(crate) expects: bool,
 }
 
 impl Seen {
-    pub(crate) fn in_headers(headers: &HeaderMap) -> Self {
+    pub(crate) fn of<B>(request: &Request<B>) -> Self {
+        Self::in_headers(request.headers())
+    }
+
+    fn in_headers(headers: &HeaderMap) -> Self {
         let mut seen = Self::default();
         for (name, value) in headers {
             seen.size += 32 + name.as_str().len() + value.len();
-            seen.content_types += usize::from(*name == header::CONTENT_TYPE);
+            if *name == header::CONTENT_TYPE {
+                if seen.content_types == 0 {
+                    seen.says_grpc = is_grpc_content_type(value.as_bytes());
+                }
+                seen.content_types += 1;
+            }
+            seen.hosts += usize::from(*name == header::HOST);
             seen.is_framed |= *name == header::CONTENT_LENGTH || *name == header::TRANSFER_ENCODING;
             seen.expects |= *name == header::EXPECT;
+            seen.has_grpc_timeout |= *name == GRPC_TIMEOUT;
         }
         seen
     }
@@ -82,14 +100,19 @@ impl Seen {
 
 /// Refuses a request whose host is in doubt: two readers of it might see two different ones (RFC 9112, 3.2). One that names none is
 /// served, unless its protocol demands one.
-pub(crate) fn check_host(version: Version, uri: &Uri, headers: &HeaderMap) -> Result<(), Error> {
-    let mut hosts = headers.get_all(header::HOST).iter();
-    let host = match (hosts.next(), hosts.next()) {
-        (None, _) if version == Version::HTTP_11 => {
+pub(crate) fn check_host(
+    version: Version,
+    uri: &Uri,
+    headers: &HeaderMap,
+    seen: &Seen,
+) -> Result<(), Error> {
+    let host = match seen.hosts {
+        0 if version == Version::HTTP_11 => {
             return Err(bad_host("the request has no Host"));
         }
-        (_, Some(_)) => return Err(bad_host("the request has more than one Host")),
-        (host, None) => host.map(HeaderValue::as_bytes),
+        0 => None,
+        1 => headers.get(header::HOST).map(HeaderValue::as_bytes),
+        _ => return Err(bad_host("the request has more than one Host")),
     };
     let authority = uri
         .authority()
@@ -113,7 +136,9 @@ fn is_authority(text: &[u8]) -> bool {
             }
         }
         _ => {
-            let is_name = |byte: &&u8| byte.is_ascii_alphanumeric() || b"-._~".contains(byte);
+            let is_name = |byte: &&u8| {
+                byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
+            };
             &text[text.iter().take_while(is_name).count()..]
         }
     };
@@ -305,8 +330,6 @@ fn bad_host(message: &'static str) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use http::Request;
-
     use super::*;
 
     fn parts(request: http::request::Builder) -> Parts {
@@ -377,7 +400,13 @@ mod tests {
                 request.header("host", *host)
             });
             let parts = parts(request);
-            check_host(version, &parts.uri, &parts.headers).is_ok()
+            check_host(
+                version,
+                &parts.uri,
+                &parts.headers,
+                &Seen::in_headers(&parts.headers),
+            )
+            .is_ok()
         };
 
         assert!(good(&["a"], Version::HTTP_11));
@@ -410,7 +439,15 @@ mod tests {
         }
         assert!(!is_authority("ä".as_bytes()));
         let request = parts(Request::get("http://user@a.test/").header("host", "a.test"));
-        assert!(check_host(Version::HTTP_2, &request.uri, &request.headers).is_err());
+        assert!(
+            check_host(
+                Version::HTTP_2,
+                &request.uri,
+                &request.headers,
+                &Seen::in_headers(&request.headers)
+            )
+            .is_err()
+        );
     }
 
     #[test]

@@ -292,17 +292,16 @@ impl Pump {
                 }
             }
             self.ahead = 0;
-            let (bytes, credit) = self.intake.staged.pop(granted).into_parts();
-            self.stall.moved(bytes.len());
+            let chunk = self.intake.staged.pop(granted);
+            self.stall.moved(chunk.len());
             if let Some(waiting) = &mut self.waiting {
-                waiting.moved(bytes.len());
+                waiting.moved(chunk.len());
             }
-            self.keep(&bytes);
+            self.keep(chunk.as_slice());
             let last =
                 self.intake.staged.is_empty() && matches!(self.intake.ended, Some(End::Clean));
-            let payload = Payload::new(bytes, self.stream.as_ref());
+            let payload = Payload::new(chunk, self.stream.as_ref());
             self.sink.send_data(payload, last).map_err(gone)?;
-            drop(credit);
             self.finished = last;
         }
         if !self.finished {

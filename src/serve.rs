@@ -14,13 +14,13 @@
 use std::{cell::OnceCell, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
-use http::{HeaderName, HeaderValue, Method, Request, Response, Version, header};
+use http::{Method, Request, Response, Version};
 use thalweg_filters::{
     Body, Error, Side, StreamContext,
     held::Share,
     stream::{Booking, Protocol},
 };
-use thalweg_proto::{deadline, method::is_grpc_content_type, status::Code};
+use thalweg_proto::{deadline, status::Code};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::watch,
@@ -32,7 +32,7 @@ use crate::{
     config,
     dismissal::Exit,
     drain::{Phase, reached},
-    headers,
+    headers::{self, GRPC_TIMEOUT, Seen},
     patience::Patience,
     respond::respond,
     telemetry::ListenerStats,
@@ -51,8 +51,6 @@ mod pages;
 mod proxied;
 
 use self::{expiry::Expiry, origin::Origin};
-
-const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// How long a client that is still uploading may take to read the answer that it need not go on.
 const LINGER: Duration = Duration::from_secs(1);
@@ -222,6 +220,7 @@ async fn linger(mut transport: Transport) {
 /// Answers one request, whatever becomes of it.
 fn answer(
     request: Request<Body>,
+    seen: &Seen,
     stream: StreamContext,
     exit: Exit,
     client: &Client,
@@ -229,11 +228,16 @@ fn answer(
     worker: &Worker,
 ) -> impl Future<Output = Response<Body>> + use<> {
     let details = front.settings.error_details;
-    respond(exit, route(request, stream, client, front, worker), details)
+    respond(
+        exit,
+        route(request, seen, stream, client, front, worker),
+        details,
+    )
 }
 
 fn route(
     mut request: Request<Body>,
+    seen: &Seen,
     stream: StreamContext,
     client: &Client,
     front: &Front,
@@ -259,7 +263,6 @@ fn route(
         )
         .with_http_status(431));
     }
-    let seen = headers::Seen::in_headers(request.headers());
     if seen.content_types > 1 {
         // Whoever is behind us may believe another of them than we do.
         return Err(Error::new(
@@ -269,8 +272,7 @@ fn route(
             "the request has more than one content-type",
         ));
     }
-    if stream.protocol() != Protocol::Grpc && says_grpc(request.headers().get(header::CONTENT_TYPE))
-    {
+    if seen.says_grpc && stream.protocol() != Protocol::Grpc {
         return Err(Error::new(
             Code::Unimplemented,
             "grpc_over_http1",
@@ -279,14 +281,15 @@ fn route(
         )
         .with_http_status(505));
     }
-    headers::check_host(request.version(), request.uri(), request.headers())?;
+    headers::check_host(request.version(), request.uri(), request.headers(), seen)?;
     if seen.is_framed {
         headers::check_framing(request.headers())?;
     }
     if seen.expects {
         headers::take_expectation(request.headers_mut())?;
     }
-    if stream.protocol() == Protocol::Grpc
+    if seen.has_grpc_timeout
+        && stream.protocol() == Protocol::Grpc
         && let Some(value) = request.headers().get(GRPC_TIMEOUT)
         && let Err(fault) = deadline::parse(value.as_bytes())
     {
@@ -342,27 +345,29 @@ impl LargeHead {
 }
 
 /// What is known of a stream when its headers have come, and whose bytes count in `share`.
-pub(crate) fn stream_context<B>(request: &Request<B>, share: Option<Arc<Share>>) -> StreamContext {
+pub(crate) fn stream_context<B>(
+    request: &Request<B>,
+    seen: &Seen,
+    share: Option<Arc<Share>>,
+) -> StreamContext {
     let started_at = Instant::now();
-    let headers = request.headers();
     // Over HTTP/1.1 there is no gRPC, and whoever tried it reads HTTP statuses.
-    if request.version() != Version::HTTP_2 || !says_grpc(headers.get(header::CONTENT_TYPE)) {
+    if request.version() != Version::HTTP_2 || !seen.says_grpc {
         return StreamContext::held_in(share, Protocol::Http, started_at, None);
     }
+    let timeout = if seen.has_grpc_timeout {
+        request.headers().get(GRPC_TIMEOUT)
+    } else {
+        None
+    };
     // A value that cannot be read is refused by `route`, where there is a status to say so.
-    let timeout = headers
-        .get(GRPC_TIMEOUT)
-        .and_then(|value| deadline::parse(value.as_bytes()).ok());
+    let timeout = timeout.and_then(|value| deadline::parse(value.as_bytes()).ok());
     StreamContext::held_in(
         share,
         Protocol::Grpc,
         started_at,
         timeout.and_then(|timeout| started_at.checked_add(timeout)),
     )
-}
-
-fn says_grpc(content_type: Option<&HeaderValue>) -> bool {
-    content_type.is_some_and(|value| is_grpc_content_type(value.as_bytes()))
 }
 
 /// Ready when the listener's connections are to take no more streams.

@@ -12,6 +12,7 @@ use super::{REFUSED, check::conditions, with_config};
 use crate::{
     bindings::Call,
     config::{Config, Destination, Match},
+    headers::Seen,
     health::Health,
     router::{Miss, miss},
     serve::stream_context,
@@ -88,7 +89,7 @@ impl Routes {
 
 /// All that is to be said of a request.
 fn explanation(config: &Config, mut request: Request<()>) -> String {
-    let stream = stream_context(&request, None);
+    let stream = stream_context(&request, &Seen::of(&request), None);
     request.extensions_mut().insert(stream);
     let serves_bindings = !config.bindings.is_empty() || config.component_sockets.is_some();
     if serves_bindings && let Some(call) = Call::of(&request) {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use h2::{Reason, client::ResponseFuture};
-use http::{HeaderName, HeaderValue, Request, Response, Version, request::Parts};
+use http::{HeaderValue, Request, Response, Version, request::Parts};
 use http_body::{Body as _, Frame, SizeHint};
 use thalweg_filters::{Body, Chunk, Error, Side, StreamContext, body::Ledger, ending::grpc_status};
 use thalweg_proto::{deadline, status::Code};
@@ -22,83 +22,84 @@ use crate::{
     config::RouteTimeouts,
     dismissal::Member,
     forward::{connected, judge},
-    headers,
+    headers::{self, GRPC_TIMEOUT},
     pump::{Intake, Pump, Stop},
     receive::{self, Sender},
     retry::{Attempts, Failure, No, Retries},
     upstream::{Cluster, balance::Balance, http2, outlier::Trial},
 };
 
-const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
-
 /// Opens a stream, sends the request's head, and waits for the response's; and does so again where `retries` allow it.
-pub(crate) async fn exchange(
+pub(crate) fn exchange(
     cluster: &Cluster,
     endpoints: &Balance<http2::Pool>,
     request: Request<Body>,
     timeouts: &RouteTimeouts,
     retries: Option<&Retries>,
-) -> Result<Response<Body>, Error> {
+) -> impl Future<Output = Result<Response<Body>, Error>> {
     let (mut parts, body) = request.into_parts();
     let stream = parts.extensions.remove::<StreamContext>();
-    headers::for_http2(&mut parts, cluster.tls)?;
     let deadline = stream.as_ref().and_then(StreamContext::deadline);
     let mut intake = Intake::new(body);
     let mut attempts = Attempts::new(retries);
-    // Where the last attempt failed.
-    let mut failed_at = None;
-    loop {
-        let avoided = failed_at.as_ref();
-        let lease = match endpoints.best(&parts.headers, avoided) {
-            Ok(best) => match best.lease_now() {
-                Some(lease) => Ok(lease),
-                None => {
-                    let opening = endpoints.open(best, &parts.headers, avoided, http2::Pool::lease);
-                    let opened = connected(cluster, timeouts, opening);
-                    // On the heap: few streams come here.
-                    Box::pin(reading(&mut intake, opened)).await?
-                }
-            },
-            Err(error) => Err(error),
-        };
-        let (failure, rest) = match lease {
-            // Every endpoint was tried.
-            Err(error) => (Failure::Failed(error), Some(intake)),
-            Ok(lease) => {
-                failed_at = Some(Arc::clone(lease.endpoint()));
-                let head = head(&mut parts, &attempts, deadline);
-                let opened =
-                    Exchange::open(cluster, lease, head, intake, &stream, timeouts, &attempts);
-                match opened {
-                    Ok((exchange, response)) => {
-                        match exchange.answer(response, cluster, &attempts).await? {
-                            Ok(response) => return Ok(response),
-                            Err(failed) => *failed,
-                        }
+    async move {
+        headers::for_http2(&mut parts, cluster.tls)?;
+        // Where the last attempt failed.
+        let mut failed_at = None;
+        loop {
+            let avoided = failed_at.as_ref();
+            let lease = match endpoints.best(&parts.headers, avoided) {
+                Ok(best) => match best.lease_now() {
+                    Some(lease) => Ok(lease),
+                    None => {
+                        let opening =
+                            endpoints.open(best, &parts.headers, avoided, http2::Pool::lease);
+                        let opened = connected(cluster, timeouts, opening);
+                        // On the heap: few streams come here.
+                        Box::pin(reading(&mut intake, opened)).await?
                     }
-                    Err(failed) => *failed,
+                },
+                Err(error) => Err(error),
+            };
+            let (failure, rest) = match lease {
+                // Every endpoint was tried.
+                Err(error) => (Failure::Failed(error), Some(intake)),
+                Ok(lease) => {
+                    failed_at = Some(Arc::clone(lease.endpoint()));
+                    let head = head(&mut parts, &attempts, deadline);
+                    let opened =
+                        Exchange::open(cluster, lease, head, intake, &stream, timeouts, &attempts);
+                    match opened {
+                        Ok((exchange, response)) => {
+                            match exchange.answer(response, cluster, &attempts).await? {
+                                Ok(response) => return Ok(response),
+                                Err(failed) => *failed,
+                            }
+                        }
+                        Err(failed) => *failed,
+                    }
                 }
-            }
-        };
-        let again = match rest {
-            Some(_) => attempts.again(&failure, deadline, Instant::now()),
-            None => Err(No::Unwanted),
-        };
-        match (again, rest) {
-            (Ok(wait), Some(rest)) => {
-                cluster.stats.retries.increment();
-                tracing::debug!(cluster = %cluster.label, ?wait, "a stream failed and is tried again");
-                drop(failure);
-                intake = rest;
-                if !wait.is_zero() {
-                    reading(&mut intake, sleep(wait)).await?;
+            };
+            let again = match rest {
+                Some(_) => attempts.again(&failure, deadline, Instant::now()),
+                None => Err(No::Unwanted),
+            };
+            match (again, rest) {
+                (Ok(wait), Some(rest)) => {
+                    cluster.stats.retries.increment();
+                    tracing::debug!(cluster = %cluster.label, ?wait, "a stream failed and is tried again");
+                    drop(failure);
+                    intake = rest;
+                    if !wait.is_zero() {
+                        reading(&mut intake, sleep(wait)).await?;
+                    }
                 }
-            }
-            (no, _) => {
-                if no == Err(No::Budget) {
-                    cluster.stats.retry_overflows.increment();
+                (no, _) => {
+                    if no == Err(No::Budget) {
+                        cluster.stats.retry_overflows.increment();
+                    }
+                    return failure.told();
                 }
-                return failure.told();
             }
         }
     }

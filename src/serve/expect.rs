@@ -17,7 +17,7 @@ use http::request::Parts;
 use http_body::{Body as _, Frame, SizeHint};
 use thalweg_filters::{Body, Chunk, Error};
 
-use crate::headers;
+use crate::headers::{self, Seen};
 
 /// What is known of a body that its client has not begun to send.
 pub(super) struct Expected(Rc<RefCell<Waiting>>);
@@ -36,8 +36,9 @@ struct Waiting {
 struct Held(Rc<RefCell<Waiting>>);
 
 /// The same body, and what becomes of it, if its client waits until it is wanted.
-pub(super) fn expected(head: &Parts, body: Body) -> (Body, Option<Expected>) {
-    if head.version < Version::HTTP_11
+pub(super) fn expected(head: &Parts, seen: &Seen, body: Body) -> (Body, Option<Expected>) {
+    if !seen.expects
+        || head.version < Version::HTTP_11
         || body.is_end_stream()
         || !headers::expects_continue(&head.headers)
     {

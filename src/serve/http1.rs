@@ -21,7 +21,7 @@ use tokio::time::{sleep, sleep_until};
 use crate::{
     dismissal::Member,
     eager::eager,
-    headers,
+    headers::{self, Seen},
     patience::Patience,
     serve::{Client, Front, LINGER, answer, drained, expect, linger, stream_context},
     stall::StallWatch,
@@ -42,15 +42,16 @@ pub(super) async fn serve(
     let broken = Rc::<Broken>::default();
     let service = service_fn(|request: Request<Incoming>| {
         asked.set(true);
-        let context = stream_context(&request, worker.share());
+        let seen = Seen::of(&request);
+        let context = stream_context(&request, &seen, worker.share());
         let expiring = (client.expiry.as_ref()).map(|expiry| expiry.join(&context));
         let live = (worker.live(&context), expiring);
         let broken = Rc::clone(&broken);
         let exit = worker.exit(&context, None);
         let (head, incoming) = request.into_parts();
-        let (body, expected) = expect::expected(&head, receive(incoming, window, &context));
+        let (body, expected) = expect::expected(&head, &seen, receive(incoming, window, &context));
         let request = Request::from_parts(head, body);
-        let answer = answer(request, context, exit, &client, &front, &worker);
+        let answer = answer(request, &seen, context, exit, &client, &front, &worker);
         async move {
             let answer = answer.await;
             if let Some(expected) = expected {

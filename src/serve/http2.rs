@@ -27,6 +27,7 @@ use tokio::{
 
 use crate::{
     config::ServerHttp2,
+    headers::Seen,
     keepalive::{self, Keepalive},
     patience::Patience,
     pump::{Intake, Pump, Stop},
@@ -209,63 +210,79 @@ fn builder(settings: &ServerHttp2) -> server::Builder {
 }
 
 /// One stream, from its headers to its end.
-async fn stream(
+#[expect(
+    clippy::manual_async_fn,
+    reason = "an `async fn` would keep its arguments twice"
+)]
+fn stream(
     request: Request<RecvStream>,
     mut respond: SendResponse<Payload>,
     client: Rc<Client>,
     ping: Rc<RefCell<PingPong>>,
     front: Arc<Front>,
     worker: Rc<Worker>,
-) {
-    let context = stream_context(&request, worker.share());
-    let _live = worker.live(&context);
-    let _expiring = (client.expiry.as_ref()).map(|expiry| expiry.join(&context));
-    let (parts, body) = request.into_parts();
-    // gRPC clients know what a reset after a whole answer means; of others, some lose the answer over it.
-    let (body, progress, unread) = match context.protocol() {
-        Protocol::Grpc => {
-            let (body, progress) = receive::messages(body, &context);
-            (body, progress, None)
-        }
-        Protocol::Http => {
-            let (body, unread) = receive::held_body(body, &context);
-            (body, None, Some(unread))
-        }
-    };
-    let (body, mut expected) = expect::expected(&parts, body);
-    let request = Request::from_parts(parts, body);
-    let exit = worker.exit(&context, progress);
-    let answer = answer(request, context.clone(), exit, &client, &front, &worker);
-    let Some(response) = unless_reset(&mut respond, &context, &mut expected, answer).await else {
-        return;
-    };
+) -> impl Future<Output = ()> {
+    async move {
+        let seen = Seen::of(&request);
+        let context = stream_context(&request, &seen, worker.share());
+        let _live = worker.live(&context);
+        let _expiring = (client.expiry.as_ref()).map(|expiry| expiry.join(&context));
+        let (parts, body) = request.into_parts();
+        // gRPC clients know what a reset after a whole answer means; of others, some lose the answer over it.
+        let (body, progress, unread) = match context.protocol() {
+            Protocol::Grpc => {
+                let (body, progress) = receive::messages(body, &context);
+                (body, progress, None)
+            }
+            Protocol::Http => {
+                let (body, unread) = receive::held_body(body, &context);
+                (body, None, Some(unread))
+            }
+        };
+        let (body, mut expected) = expect::expected(&parts, &seen, body);
+        let request = Request::from_parts(parts, body);
+        let exit = worker.exit(&context, progress);
+        let answer = pin!(answer(
+            request,
+            &seen,
+            context.clone(),
+            exit,
+            &client,
+            &front,
+            &worker
+        ));
+        let Some(response) = unless_reset(&mut respond, &context, &mut expected, answer).await
+        else {
+            return;
+        };
 
-    let (parts, body) = response.into_parts();
-    let mut head = Response::from_parts(parts, ());
-    *head.version_mut() = Version::HTTP_2;
-    let ended = body.is_end_stream();
-    // Fails only when the client has left already.
-    let Ok(sink) = respond.send_response(head, ended) else {
-        return;
-    };
-    let body = if ended { Body::empty() } else { body };
-    let timeouts = &front.settings.timeouts;
-    let mut pump = Pump::new(
-        Intake::new(body),
-        sink,
-        Stall::new(timeouts.stall).at_least(timeouts.stall_min_progress),
-        Some(context.clone()),
-    )
-    .with_last_words(timeouts.last_words);
-    if !ended {
-        send_body(&mut pump, &context, &front.stats).await;
-        if pump.has_overtaken() {
-            front.stats.last_words.increment();
+        let (parts, body) = response.into_parts();
+        let mut head = Response::from_parts(parts, ());
+        *head.version_mut() = Version::HTTP_2;
+        let ended = body.is_end_stream();
+        // Fails only when the client has left already.
+        let Ok(sink) = respond.send_response(head, ended) else {
+            return;
+        };
+        let body = if ended { Body::empty() } else { body };
+        let timeouts = &front.settings.timeouts;
+        let mut pump = Pump::new(
+            Intake::new(body),
+            sink,
+            Stall::new(timeouts.stall).at_least(timeouts.stall_min_progress),
+            Some(context.clone()),
+        )
+        .with_last_words(timeouts.last_words);
+        if !ended {
+            send_body(&mut pump, &context, &front.stats).await;
+            if pump.has_overtaken() {
+                front.stats.last_words.increment();
+            }
         }
-    }
-    if let Some(unread) = unread.filter(Unread::is_partial) {
-        // On the heap: few streams come here.
-        Box::pin(linger(pump, unread, &ping)).await;
+        if let Some(unread) = unread.filter(Unread::is_partial) {
+            // On the heap: few streams come here.
+            Box::pin(linger(pump, unread, &ping)).await;
+        }
     }
 }
 
@@ -304,9 +321,8 @@ async fn unless_reset<T>(
     respond: &mut SendResponse<Payload>,
     context: &StreamContext,
     expected: &mut Option<Expected>,
-    answer: impl Future<Output = T>,
+    mut answer: Pin<&mut impl Future<Output = T>>,
 ) -> Option<T> {
-    let mut answer = pin!(answer);
     std::future::poll_fn(|cx: &mut Context<'_>| {
         let answer = Pin::as_mut(&mut answer).poll(cx);
         let is_wanted = |body: &mut Expected| match answer {

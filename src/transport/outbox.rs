@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
-use thalweg_filters::{StreamContext, stream::Booking};
+use thalweg_filters::{Chunk, StreamContext, stream::Booking};
 
 use super::{lent::Lent, wire::Wire};
 
@@ -57,9 +57,10 @@ enum Piece {
 // === impl Payload ===
 
 impl Payload {
-    /// Bytes that `stream` holds, if it is known whose they are.
-    pub(crate) fn new(bytes: Bytes, stream: Option<&StreamContext>) -> Self {
-        let booked = stream.map(|stream| stream.book(bytes.len()));
+    /// Bytes whose credit returns, since they are on their way. The stream that held them still does, or else `stream` does.
+    pub(crate) fn new(chunk: Chunk, stream: Option<&StreamContext>) -> Self {
+        let (bytes, credit) = chunk.into_parts();
+        let booked = (credit.hand_over()).or_else(|| Some(stream?.book(bytes.len())));
         Self {
             bytes,
             _booked: booked.unwrap_or_default(),
