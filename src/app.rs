@@ -3,12 +3,17 @@
 //! Everything is bound before anything runs, so that a port in use is told before a single connection is taken, and so that
 //! whoever asked for port 0 can read the real one. The same holds when another configuration is taken up: `reload`.
 
-use std::{fmt, io, net::SocketAddr, sync::Arc, time::SystemTime};
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
-    time::sleep,
+    time::{Instant, sleep},
 };
 
 use crate::{
@@ -53,6 +58,19 @@ pub struct App {
     /// The endpoints of the clusters of the configuration in force.
     directories: Vec<Arc<Directory>>,
     phases: watch::Sender<Phase>,
+}
+
+/// What became of the streams that were open when the proxy closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drained {
+    /// By themselves, while they were waited for.
+    pub ended: usize,
+    /// By the proxy, behind their current messages.
+    pub dismissed: usize,
+    /// By the proxy, within a message.
+    pub cut: usize,
+    /// How long it took, the delay included.
+    pub took: Duration,
 }
 
 /// What kept the proxy from starting.
@@ -150,27 +168,37 @@ impl App {
 
     /// Says that it is no longer ready, stops accepting, lets the streams end for as long as `drain` allows, and returns when all
     /// is closed.
-    pub async fn drain(mut self) {
+    pub async fn drain(mut self) -> Drained {
+        let began = Instant::now();
         // Who waits for a reload hears that there is none.
         drop(self.reloads);
         let delay = self.config.borrow().drain.delay;
         advance(&self.phases, Phase::Leaving);
         sleep(delay).await;
+        let forced_before = self.telemetry.process.forced_ends.get();
+        let open: usize = self.workers.iter().map(|worker| worker.load().0).sum();
         advance(&self.phases, Phase::Draining);
         self.running.close().await;
-        let Ok(workers) = Arc::try_unwrap(self.workers) else {
-            return;
-        };
+        let workers = Arc::try_unwrap(self.workers).unwrap_or_default();
         // All at once: none waits for its turn to drain.
         let workers: Vec<_> = workers.into_iter().map(Handle::release).collect();
         let joined = tokio::task::spawn_blocking(move || {
-            for worker in workers {
-                // One that panicked has said so already.
-                let _ = worker.join();
-            }
+            // One that panicked has said so already.
+            let farewells = workers.into_iter().filter_map(|worker| worker.join().ok());
+            farewells.fold((0, 0), |(left, lost), farewell| {
+                (left + farewell.dismissed, lost + farewell.lost)
+            })
         });
-        let _ = joined.await;
+        let (left, lost) = joined.await.unwrap_or_default();
         self.supervising.abort_all();
+        let forced = self.telemetry.process.forced_ends.get() - forced_before;
+        let cut = lost + usize::try_from(forced).unwrap_or(usize::MAX);
+        Drained {
+            ended: open.saturating_sub(left),
+            dismissed: left.saturating_sub(cut),
+            cut,
+            took: began.elapsed(),
+        }
     }
 }
 

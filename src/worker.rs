@@ -65,7 +65,16 @@ pub(crate) struct Worker {
 pub(crate) struct Handle {
     orders: mpsc::UnboundedSender<Order>,
     load: Arc<Load>,
-    thread: thread::JoinHandle<()>,
+    thread: thread::JoinHandle<Farewell>,
+}
+
+/// What became of the streams that outlived `drain.timeout`.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Farewell {
+    /// They were to end behind their current messages.
+    pub(crate) dismissed: usize,
+    /// They did not in time, and went with their connections.
+    pub(crate) lost: usize,
 }
 
 /// What a worker is told. Connections are bounded by the permits of their listeners, and of configurations there is one at a
@@ -133,7 +142,10 @@ pub(crate) fn start(
         // Without a runtime there is nothing to serve with; the process says so and goes on with its other workers.
         let runtime = match runtime {
             Ok(runtime) => runtime,
-            Err(error) => return tracing::error!(%error, "a worker could not start"),
+            Err(error) => {
+                tracing::error!(%error, "a worker could not start");
+                return Farewell::default();
+            }
         };
         runtime.block_on(async move {
             let builder = Builder {
@@ -143,8 +155,8 @@ pub(crate) fn start(
                 aborts: Rc::default(),
             };
             let worker = Worker::new(builder, config, shared, shared_load);
-            run(Rc::new(worker), inbox).await;
-        });
+            run(Rc::new(worker), inbox).await
+        })
     })?;
     Ok(Handle {
         orders,
@@ -154,7 +166,7 @@ pub(crate) fn start(
 }
 
 /// Does what it is told until the orders end, and then goes on for as long as the drain may last.
-async fn run(worker: Rc<Worker>, mut orders: mpsc::UnboundedReceiver<Order>) {
+async fn run(worker: Rc<Worker>, mut orders: mpsc::UnboundedReceiver<Order>) -> Farewell {
     let mut connections = JoinSet::new();
     let (streams, share) = (Rc::clone(&worker.streams), Arc::clone(&worker.share));
     spawn_local(reclaim::watch(streams, share));
@@ -179,9 +191,10 @@ async fn run(worker: Rc<Worker>, mut orders: mpsc::UnboundedReceiver<Order>) {
             serve::connection(socket, Arc::clone(&front), Rc::clone(&worker)).await;
         });
     }
-    worker.drain(&mut connections).await;
+    let farewell = worker.drain(&mut connections).await;
     connections.shutdown().await;
     worker.builder.aborts.finish().await;
+    farewell
 }
 
 /// How long the last words of streams that were cut may take to leave.
@@ -202,17 +215,19 @@ impl Worker {
     }
 
     /// Waits until streams and connections have ended by themselves, then until their current messages have, and no longer.
-    async fn drain(&self, connections: &mut JoinSet<()>) {
+    async fn drain(&self, connections: &mut JoinSet<()>) -> Farewell {
         let Drain {
             timeout: limit,
             force,
             ..
         } = *self.snapshot.borrow().farewell;
         let mut end = pin!(async { while connections.join_next().await.is_some() {} });
+        let mut farewell = Farewell::default();
         if timeout(limit, &mut end).await.is_ok() {
-            return;
+            return farewell;
         }
         let left = self.streams.len();
+        farewell.dismissed = left;
         if left > 0 {
             tracing::warn!(
                 streams = left,
@@ -229,13 +244,15 @@ impl Worker {
                 message,
             ));
             if timeout(force + LAST_WORDS, end).await.is_err() {
+                farewell.lost = self.streams.len();
                 tracing::warn!(
-                    streams = self.streams.len(),
+                    streams = farewell.lost,
                     ?force,
                     "connections are cut (drain.force)"
                 );
             }
         }
+        farewell
     }
 
     /// Sends a request to the binding that it calls, or on its route, unless so much is held that nothing new is taken.
@@ -353,7 +370,7 @@ impl Handle {
     }
 
     /// Lets the worker end, which it does when nobody can give it orders any more. What is left is to wait for it.
-    pub(crate) fn release(self) -> thread::JoinHandle<()> {
+    pub(crate) fn release(self) -> thread::JoinHandle<Farewell> {
         self.thread
     }
 }

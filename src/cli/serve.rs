@@ -3,6 +3,7 @@
 use std::{
     io::{self, IsTerminal, Write},
     path::Path,
+    pin::pin,
     process::ExitCode,
 };
 
@@ -11,7 +12,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use super::{fail, welcome::Welcome};
-use crate::{app::App, config::Config};
+use crate::{
+    app::{App, Drained},
+    config::Config,
+};
 
 /// Serves until a signal asks for the end.
 pub(super) fn serve(file: &Path, config: Config) -> ExitCode {
@@ -63,16 +67,29 @@ async fn run(file: &Path, config: Config) -> ExitCode {
     let _ = write!(io::stdout(), "{welcome}");
     tell(NotifyState::Ready);
     let asked_to_drain = app.asked_to_drain();
-    tokio::select! {
-        () = signals.next() => {}
-        () = asked_to_drain => {}
-        () = app.follow(file, &mut hangups) => {}
-    }
+    let mut signalled = tokio::select! {
+        () = signals.next() => true,
+        () = asked_to_drain => false,
+        () = app.follow(file, &mut hangups) => false,
+    };
     tell(NotifyState::Stopping);
     tracing::info!("draining; a second signal ends it at once");
-    tokio::select! {
-        () = app.drain() => ExitCode::SUCCESS,
-        () = signals.next() => ExitCode::FAILURE,
+    let mut drained = pin!(app.drain());
+    loop {
+        tokio::select! {
+            Drained { ended, dismissed, cut, took } = &mut drained => {
+                tracing::info!(ended, dismissed, cut, seconds = %format_args!("{:.1}", took.as_secs_f32()), "drained");
+                return ExitCode::SUCCESS;
+            }
+            () = signals.next() => {
+                // Whoever has asked at the admin endpoint, as a hook before the stop does, is followed by the first signal.
+                if std::mem::replace(&mut signalled, true) {
+                    tracing::warn!("a second signal: all streams are cut");
+                    return ExitCode::FAILURE;
+                }
+                tracing::info!("the first signal, and the drain goes on");
+            }
+        }
     }
 }
 

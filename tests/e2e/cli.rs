@@ -1,10 +1,11 @@
 //! What the binary says, and how it exits.
 
+use thalweg_proto::status::Code;
 use tokio::net::TcpListener;
 
 use crate::support::{
     child::{Folder, Running},
-    client::Client,
+    client::{self, Client},
     flood::ECHO,
     upstream::{self, Upstream, echo},
     within,
@@ -277,7 +278,7 @@ async fn signal_lets_streams_end_and_exits_with_success() {
         assert_eq!(running.incoming.message().await.unwrap(), "still here");
         assert!(proxy.runs());
         running.respond().trailers(&[("grpc-status", "0")]);
-        assert_eq!(call.answer().await.code(), thalweg_proto::status::Code::Ok);
+        assert_eq!(call.answer().await.code(), Code::Ok);
 
         let (status, _) = proxy.ends().await;
         assert_eq!(status.code(), Some(0), "{signal}");
@@ -297,9 +298,69 @@ async fn operator_lets_streams_end_as_a_signal_does() {
     running.finish_with(200, &[("grpc-status", "0")]);
 
     assert_eq!(reply.status, 202);
-    assert_eq!(call.answer().await.code(), thalweg_proto::status::Code::Ok);
+    assert_eq!(call.answer().await.code(), Code::Ok);
     let (status, _) = proxy.ends().await;
     assert_eq!(status.code(), Some(0));
+}
+
+/// As an orchestrator stops it whose hook asks for the drain before the signal comes.
+#[tokio::test]
+async fn first_signal_behind_a_drain_that_was_asked_for_lets_it_go_on() {
+    const CLIENTS: usize = 4;
+    const STREAMS: usize = 25;
+    let upstream = Upstream::start().await.serve(echo);
+    let yaml = format!("drain: {{timeout: 500ms}}\n{}", to(&upstream));
+    let mut proxy = Running::start(&yaml).await;
+    let mut calls = Vec::new();
+    for _ in 0..CLIENTS {
+        let client = connect(&proxy).await;
+        for _ in 0..STREAMS {
+            let mut call = client.call(ECHO, &[]).await;
+            call.outgoing.message(b"hello").await;
+            let (head, mut incoming) = call.head().await;
+            assert_eq!(incoming.message().await.unwrap(), "hello");
+            calls.push((call, head, incoming));
+        }
+    }
+    let (mut first, head, mut incoming) = calls.remove(0);
+
+    proxy.operator.ask("POST", "/drain", "").await;
+    proxy.says("draining").await;
+    proxy.signal("TERM").await;
+    proxy.says("the drain goes on").await;
+    first.outgoing.end();
+
+    let ended = client::answer(head, &mut incoming).await;
+    assert_eq!((ended.code(), ended.reason()), (Code::Ok, None));
+    for (_call, head, mut incoming) in calls {
+        let dismissed = client::answer(head, &mut incoming).await;
+        assert_eq!(dismissed.code(), Code::Unavailable);
+        assert_eq!(dismissed.reason(), Some("drain"));
+    }
+    let (status, said) = proxy.ends().await;
+    assert_eq!(status.code(), Some(0));
+    assert!(
+        said.contains("drained ended=1 dismissed=99 cut=0"),
+        "{said}"
+    );
+}
+
+#[tokio::test]
+async fn second_signal_behind_a_drain_that_was_asked_for_ends_it_at_once() {
+    let mut upstream = Upstream::start().await;
+    let mut proxy = Running::start(&to(&upstream)).await;
+    let client = connect(&proxy).await;
+    let _call = client.call(ECHO, &[]).await;
+    let _running: upstream::Call = upstream.call().await;
+
+    proxy.operator.ask("POST", "/drain", "").await;
+    proxy.says("draining").await;
+    proxy.signal("INT").await;
+    proxy.says("the drain goes on").await;
+    proxy.signal("TERM").await;
+
+    let (status, _) = proxy.ends().await;
+    assert_eq!(status.code(), Some(1));
 }
 
 #[tokio::test]
@@ -333,6 +394,10 @@ async fn streams_that_outlast_the_drain_are_ended() {
     let (status, said) = proxy.ends().await;
     assert_eq!(status.code(), Some(0));
     assert!(said.contains("streams=1 limit=100ms"), "{said}");
+    assert!(
+        said.contains("drained ended=0 dismissed=1 cut=0 seconds="),
+        "{said}"
+    );
     running.incoming.try_message().await.unwrap_err();
 }
 
@@ -348,5 +413,5 @@ async fn idle_connections_do_not_keep_it_from_ending() {
 
     let (status, said) = proxy.ends().await;
     assert_eq!(status.code(), Some(0));
-    assert!(!said.contains("cut"), "{said}");
+    assert!(!said.contains("are cut"), "{said}");
 }

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use h2::Reason;
+use thalweg::app::Drained;
 use thalweg::config::Address;
 use thalweg_proto::status::Code;
 use tokio::{net::TcpStream, task::JoinHandle};
@@ -54,7 +55,7 @@ impl Witness {
     }
 
     /// Drains the proxy, and waits until its streams are dismissed.
-    async fn drain(mut self, proxy: TestProxy) -> JoinHandle<()> {
+    async fn drain(mut self, proxy: TestProxy) -> JoinHandle<Drained> {
         let drained = tokio::spawn(proxy.drain());
         assert_dismissed(&self.call.answer().await);
         drained

@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, future::Future, net::SocketAddr};
 
 use thalweg::{
-    app::{App, Changes, ReloadError},
+    app::{App, Changes, Drained, ReloadError},
     config::{self, Address},
 };
 use tokio::{
@@ -206,7 +206,7 @@ impl TestProxy {
     }
 
     /// Ends the proxy in peace.
-    pub(crate) fn drain(self) -> impl Future<Output = ()> {
+    pub(crate) fn drain(self) -> impl Future<Output = Drained> {
         within("the proxy drains", self.app.drain())
     }
 }
