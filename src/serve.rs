@@ -201,8 +201,8 @@ async fn look(transport: &Transport) -> std::io::Result<Spoken> {
 }
 
 /// Reads on for a moment, when all that is to be said is written and the sending side closed. A socket that is closed with bytes
-/// unread resets its connection, and a client that was still sending would lose the answer that says why nobody reads
-/// (RFC 9112, 9.6).
+/// unread resets its connection, and a client that was still sending would lose what was said to it last: over HTTP/1.1 the answer that
+/// says why nobody reads (RFC 9112, 9.6), over HTTP/2 the status of a stream that a drain has ended.
 async fn linger(mut transport: Transport) {
     let mut unread = BytesMut::with_capacity(16 * 1024);
     let reading = async {

@@ -33,7 +33,7 @@ use crate::{
     pump::{Intake, Pump, Stop},
     receive::{self, Unread},
     serve::{
-        Client, Front, LINGER, LINGER_BYTES, answer, drained,
+        self, Client, Front, LINGER, LINGER_BYTES, answer, drained,
         expect::{self, Expected},
         stream_context,
     },
@@ -78,9 +78,16 @@ pub(super) async fn serve(
         front,
         worker,
     };
-    if let Err(error) = std::future::poll_fn(|cx| drive.poll(cx)).await {
-        drive.front.stats.errors.increment();
-        tracing::debug!(listener = drive.front.settings.name, %error, "connection ended");
+    match std::future::poll_fn(|cx| drive.poll(cx)).await {
+        Ok(()) => {
+            let transport = drive.transport.clone();
+            drop(drive);
+            serve::linger(transport).await;
+        }
+        Err(error) => {
+            drive.front.stats.errors.increment();
+            tracing::debug!(listener = drive.front.settings.name, %error, "connection ended");
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use crate::support::{
     proxy::TestProxy,
     raw,
     stream::Answer,
-    upstream::{self, Upstream, builder},
+    upstream::{self, Upstream, builder, echo},
     within,
 };
 
@@ -501,4 +501,41 @@ async fn upload_to_a_binding_is_given_up_between_two_messages() {
     let own = std::fs::read_dir(folder.path().join(".thalweg")).unwrap();
     let own: Vec<_> = own.map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(own, ["lock"], "the draft is gone as well");
+}
+
+/// A client that was still sending fails to write when its connection is reset, and may never look at the status that came before.
+#[tokio::test]
+async fn connection_that_has_said_all_is_not_reset_by_what_still_comes() {
+    let upstream = Upstream::start().await;
+    let proxy = start(&upstream, "").await;
+    let _upstream = upstream.serve(echo);
+    let mut peer = raw::Peer::client(&proxy.address, &[]).await;
+    let fields = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":authority", "e2e.test"),
+        (":path", PATH),
+        ("content-type", "application/grpc"),
+    ];
+    peer.write(&raw::headers(1, &fields, false)).await;
+    peer.write(&raw::data(1, &framed(b"hello"), false)).await;
+    peer.until(|frame| frame.kind == raw::DATA).await;
+
+    let drained = tokio::spawn(proxy.drain());
+    let mut has_ended = false;
+    while let Some(frame) = peer.next().await {
+        if frame.kind == raw::PING {
+            let ack = raw::frame(raw::PING, raw::ACK, 0, &frame.payload);
+            peer.write(&ack).await;
+        }
+        has_ended |= frame.stream == 1 && frame.kind == raw::HEADERS && frame.ends_stream();
+    }
+
+    assert!(has_ended);
+    for _ in 0..10 {
+        peer.write(&raw::frame(raw::PING, 0, 0, b"and more")).await;
+        tokio::task::yield_now().await;
+    }
+    drop(peer);
+    assert_eq!(drained.await.unwrap().dismissed, 1);
 }
