@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `/livez` | 200 while the process runs |
 //! | `/readyz` | 200 while it takes new streams, 503 once it is to end |
-//! | `/metrics` | all counters, as Prometheus reads them |
+//! | `/metrics` | all counters, in the [`exposition`] that is asked for |
 //! | `/config` | the configuration as it was resolved, secrets hidden |
 //! | `POST /reload` | 200 with what has changed when the configuration file is in force again; 422 with its faults if it is not |
 //! | `/clusters` | the clusters with their endpoints, and the state of each, as JSON |
@@ -34,7 +34,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use prometheus_client::{encoding::text, registry::Registry};
+use prometheus_client::registry::Registry;
 use tokio::{
     runtime::{Builder, LocalOptions},
     sync::{Semaphore, watch},
@@ -50,7 +50,12 @@ use crate::{
     worker::AcceptedSocket,
 };
 
+mod exposition;
 mod host;
+mod process;
+
+use exposition::Format;
+use process::ProcessCollector;
 
 /// More than an operator and his scrapers need.
 const MAX_CONNECTIONS: usize = 256;
@@ -85,6 +90,7 @@ pub(crate) fn start(
     let takeover = config.borrow().takeover;
     let mut registry = telemetry.registry();
     registry.register_collector(Box::new(Arc::clone(&shared.directories)));
+    registry.register_collector(Box::new(ProcessCollector));
     let endpoints = Endpoints {
         registry,
         config,
@@ -195,13 +201,9 @@ impl Endpoints {
             }
             "/readyz" => answer(StatusCode::OK, TEXT, "ready\n"),
             "/metrics" => {
-                let mut metrics = String::new();
-                match text::encode(&mut metrics, &self.registry) {
-                    Ok(()) => answer(
-                        StatusCode::OK,
-                        "application/openmetrics-text; version=1.0.0; charset=utf-8",
-                        metrics,
-                    ),
+                let format = Format::asked_for(request.headers());
+                match format.print(&self.registry) {
+                    Ok(metrics) => answer(StatusCode::OK, format.content_type(), metrics),
                     Err(_) => answer(
                         StatusCode::INTERNAL_SERVER_ERROR,
                         TEXT,

@@ -75,12 +75,12 @@ pub(super) struct Config {
     pub(super) dapr: Option<Dapr>,
 
     /// The filters of every route and binding that has none of its own, the outermost first.
-    /// Default: none. Bindings take `initial_message` from here alone, with its settings: their
-    /// first message is always read, since it names the binding.
+    /// Default: `metrics`; `[]` for none. Bindings take `initial_message` from here alone, with its
+    /// settings: their first message is always read, since it names the binding.
     pub(super) filters: Option<Vec<FilterEntry>>,
 
     /// Names that clients may invoke, by `InvokeBinding` and by `/bindings/NAME/stream`, and where
-    /// each leads. Each has one of `echo`, `component`, `dapr` and `http`.
+    /// each leads. Each has one of `echo`, `object_store`, `component`, `dapr` and `http`.
     pub(super) bindings: Option<BTreeMap<String, Binding>>,
 
     /// A folder in which every socket becomes a binding with the name of its file, less the

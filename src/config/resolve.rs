@@ -27,14 +27,22 @@ use super::{
 };
 pub(super) use bindings::default_filters;
 pub(super) use endpoints::endpoints;
-use thalweg_filters::units::{self, Count, Size};
+use thalweg_filters::{
+    chain::Filter,
+    metrics,
+    units::{self, Count, Size},
+};
 
 /// Takes the defaults for what was not written, and tells what makes no sense.
 pub(super) fn resolve(raw: raw::Config, env: &Environment<'_>, faults: &mut Report) -> Config {
     let mut resolve = Resolve { faults };
     let admin = resolve.admin(raw.admin.unwrap_or_default());
     let listeners = resolve.listeners(raw.listeners, admin.as_ref());
-    let filters = resolve.filters(raw.filters.unwrap_or_default(), "filters");
+    let filters = match raw.filters {
+        Some(filters) => resolve.filters(filters, "filters"),
+        // Whoever runs it wants to see what it does.
+        None => vec![Filter::Metrics(metrics::Config::default())],
+    };
     let clusters: BTreeMap<String, Arc<Cluster>> = (raw.clusters.unwrap_or_default().into_iter())
         .map(|(name, cluster)| (name.clone(), Arc::new(resolve.cluster(name, cluster))))
         .collect();

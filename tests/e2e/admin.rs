@@ -1,6 +1,9 @@
 //! What the operator is told.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use h2::Reason;
 use http::Request;
@@ -9,7 +12,7 @@ use thalweg_proto::status::Code;
 use tokio::net::TcpStream;
 
 use crate::support::{
-    child::Folder,
+    child::{Folder, Running},
     client::Client,
     component::{Component, Traits, ready},
     operator::Operator,
@@ -305,7 +308,7 @@ struct Metrics(BTreeMap<String, Family>);
 
 impl Metrics {
     async fn read(operator: Operator) -> Self {
-        let reply = operator.get("/metrics").await;
+        let reply = operator.metrics_as("application/openmetrics-text").await;
         assert_eq!(reply.status, 200);
         assert!(
             reply
@@ -593,10 +596,10 @@ async fn metrics_are_those_of_the_manual() {
     let metrics = Metrics::read(proxy.operator()).await;
 
     let mut named = Vec::new();
-    for line in MANUAL
-        .lines()
-        .filter(|line| line.starts_with("| `thalweg_") || line.starts_with("| `dapr_"))
-    {
+    for line in MANUAL.lines().filter(|line| {
+        let known = ["| `thalweg_", "| `dapr_", "| `process_"];
+        known.iter().any(|begins| line.starts_with(begins))
+    }) {
         named.push(line.split('`').nth(1).unwrap().to_owned());
     }
     let mut printed = Vec::new();
@@ -612,6 +615,104 @@ async fn metrics_are_those_of_the_manual() {
     named.sort();
     printed.sort();
     assert_eq!(printed, named);
+}
+
+/// As Prometheus did before OpenMetrics, and as many agents still do.
+#[tokio::test]
+async fn metrics_are_told_in_the_older_format_to_those_who_ask_for_no_other() {
+    let (proxy, _upstream, _client) = after_known_calls().await;
+
+    for accept in ["*/*", "text/plain;version=0.0.4"] {
+        let reply = proxy.operator().metrics_as(accept).await;
+
+        assert!(
+            reply
+                .head
+                .contains("content-type: text/plain; version=0.0.4"),
+            "{}",
+            reply.head
+        );
+        let mut types = BTreeMap::new();
+        for line in reply.body.lines() {
+            if let Some(rest) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = rest.split_once(' ').unwrap();
+                types.insert(name.to_owned(), kind.to_owned());
+            } else if !line.starts_with('#') {
+                let name = line.split(['{', ' ']).next().unwrap();
+                let of_histogram = ["_bucket", "_sum", "_count"].iter().any(|end| {
+                    let family = name.strip_suffix(end);
+                    family.is_some_and(|family| {
+                        types.get(family).is_some_and(|kind| kind == "histogram")
+                    })
+                });
+                assert!(types.contains_key(name) || of_histogram, "{line}");
+            }
+        }
+        assert_eq!(types["thalweg_streams_started_total"], "counter");
+        assert_eq!(types["dapr_component_output_binding_count"], "untyped");
+        assert!(!reply.body.contains("# EOF"));
+    }
+}
+
+#[tokio::test]
+async fn process_tells_what_it_takes_of_the_machine() {
+    let proxy = Running::start("listeners: [{name: it, address: \"127.0.0.1:0\"}]\n").await;
+
+    let metrics = Metrics::read(proxy.operator).await;
+
+    let resident = metrics.number("process_resident_memory_bytes", "");
+    let really = proxy.memory() as f64;
+    assert!(
+        (resident / really - 1.0).abs() < 0.2,
+        "{resident}, {really}"
+    );
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let age = now.as_secs_f64() - metrics.number("process_start_time_seconds", "");
+    assert!((-2.0..600.0).contains(&age), "{age} s");
+    let open = metrics.number("process_open_fds", "");
+    assert!((5.0..200.0).contains(&open), "{open}");
+    assert!(metrics.number("process_max_fds", "") > open);
+    assert!(metrics.number("process_threads", "") >= 3.0);
+    // In hundredths of a second, of which it may have taken none.
+    assert!(metrics.number("process_cpu_seconds", "_total") >= 0.0);
+}
+
+#[tokio::test]
+async fn endpoints_tell_whether_they_may_get_streams() {
+    let upstream = Upstream::start().await.serve(echo);
+    let nobody = nobody().await;
+    let proxy = Yaml::to(&upstream).and(nobody).start().await;
+    let client = Client::connect(&proxy).await;
+
+    for _ in 0..20 {
+        client.unary("/e2e.Echo/Talk", b"hello").await;
+    }
+
+    let metrics = Metrics::read(proxy.operator()).await;
+    let of = |endpoint: &dyn ToString| {
+        let labels = format!("{{cluster=\"main\",endpoint=\"{}\"}}", endpoint.to_string());
+        metrics.0["thalweg_endpoint_available"].samples[&labels]
+    };
+    assert_eq!((of(&upstream), of(&nobody)), (1.0, 0.0));
+}
+
+#[tokio::test]
+async fn streams_are_counted_unless_that_is_unwanted() {
+    for (filters, counted) in [("", true), ("filters: []\n", false)] {
+        let proxy = Running::start_as_written(&format!(
+            "admin: {{address: \"127.0.0.1:0\"}}\n{filters}\
+             listeners: [{{name: it, address: \"127.0.0.1:0\"}}]\n\
+             clusters: {{main: {{endpoints: [{}]}}}}\n\
+             routes: [{{name: main, cluster: main}}]\n",
+            nobody().await
+        ))
+        .await;
+
+        let metrics = proxy.operator.get("/metrics").await.body;
+
+        let line = "thalweg_streams_started_total{route=\"main\"} 0";
+        assert_eq!(metrics.contains(line), counted, "{filters}");
+    }
 }
 
 #[tokio::test]

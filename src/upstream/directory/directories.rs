@@ -14,7 +14,11 @@ use serde_json::Value;
 use tokio::runtime::Handle;
 
 use super::{Directory, source::Source};
-use crate::{config, telemetry::Process, upstream::roster::Roster};
+use crate::{
+    config,
+    telemetry::Process,
+    upstream::{endpoint::Endpoint, roster::Roster},
+};
 
 /// The directories of all clusters.
 #[derive(Debug)]
@@ -119,6 +123,35 @@ impl Collector for Directories {
                 let labels = [("cluster", directory.settings.name.as_str())];
                 let count = read(&directory.roster()) as u64;
                 family.encode_family(&labels)?.encode_gauge(&count)?;
+            }
+        }
+        type OfEach = (&'static str, &'static str, fn(&Endpoint) -> u64);
+        const OF_EACH: [OfEach; 2] = [
+            (
+                "available",
+                "1 while an endpoint may get new streams, and 0 while it may not; /clusters says why",
+                |endpoint| u64::from(endpoint.is_available()),
+            ),
+            (
+                "streams",
+                "Streams now that an endpoint has, or that wait for a place there",
+                |endpoint| endpoint.streams() as u64,
+            ),
+        ];
+        for (name, help, read) in OF_EACH {
+            let name = format!("thalweg_endpoint_{name}");
+            let mut family = encoder.encode_descriptor(&name, help, None, MetricType::Gauge)?;
+            for directory in self.all() {
+                for endpoint in directory.roster().endpoints() {
+                    let address = endpoint.address().to_string();
+                    let labels = [
+                        ("cluster", directory.settings.name.as_str()),
+                        ("endpoint", address.as_str()),
+                    ];
+                    family
+                        .encode_family(&labels)?
+                        .encode_gauge(&read(endpoint))?;
+                }
             }
         }
         Ok(())

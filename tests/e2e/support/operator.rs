@@ -29,6 +29,12 @@ impl Operator {
         self.ask("GET", path, "").await
     }
 
+    /// `/metrics` for one who reads this kind of text.
+    pub(crate) async fn metrics_as(self, accept: &str) -> Reply {
+        let field = format!("accept: {accept}\r\n");
+        self.ask("GET", "/metrics", &field).await
+    }
+
     /// `fields` are whole lines, each with its end.
     pub(crate) async fn ask(self, method: &str, path: &str, fields: &str) -> Reply {
         self.say(&format!(
