@@ -4,6 +4,8 @@
 //! configuration that is refused, 1 for what could not be done.
 
 use std::{
+    fmt::Display,
+    io::{self, Write},
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -30,6 +32,9 @@ const REFUSED: u8 = 64;
 /// The configuration that is read when none is named.
 const CONFIG: &str = "config.yaml";
 
+/// The file that is standard input or output.
+const STDIO: &str = "-";
+
 /// A proxy for streams: gRPC and HTTP, forwarded in constant memory with flow control from end to end.
 #[derive(Debug, Parser)]
 #[command(name = "thalweg", version, args_conflicts_with_subcommands = true)]
@@ -47,11 +52,7 @@ enum Command {
     /// Write a configuration to start with.
     Init(init::Init),
     /// Say whether a configuration is good and what it does; or else all that is wrong with it.
-    Check {
-        /// The file to read. Default: config.yaml.
-        #[arg(value_hint = ValueHint::FilePath)]
-        file: Option<PathBuf>,
-    },
+    Check(check::Check),
     Routes(routes::Routes),
     /// Print the JSON Schema of the configuration, for editors.
     Schema,
@@ -80,30 +81,15 @@ pub fn main() -> ExitCode {
     match cli.command.unwrap_or(Command::Serve(cli.serve)) {
         Command::Serve(Serve { config }) => with_config(config, serve::serve),
         Command::Init(init) => init.run(),
-        Command::Check { file } => with_config(file, |file, config| {
-            print!(
-                "{}",
-                check::Summary {
-                    file,
-                    config: &config
-                }
-            );
-            ExitCode::SUCCESS
-        }),
+        Command::Check(check) => check.run(),
         Command::Routes(routes) => routes.run(),
-        Command::Schema => {
-            println!("{}", config::schema());
-            ExitCode::SUCCESS
-        }
+        Command::Schema => say(format_args!("{}\n", config::schema())),
         Command::Certs(certs) => certs.run(),
         Command::Invoke(invoke) => invoke.run(),
         Command::Bindings(bindings) => bindings.run(),
         Command::Completions(completions) => completions.run(),
         Command::Man(man) => man.run(),
-        Command::Version => {
-            println!("thalweg {}", env!("CARGO_PKG_VERSION"));
-            ExitCode::SUCCESS
-        }
+        Command::Version => say(format_args!("thalweg {}\n", env!("CARGO_PKG_VERSION"))),
     }
 }
 
@@ -112,13 +98,7 @@ fn with_config(named: Option<PathBuf>, run: impl FnOnce(&Path, Config) -> ExitCo
     let file = match named {
         Some(file) => file,
         None if Path::new(CONFIG).exists() => CONFIG.into(),
-        None => {
-            eprintln!(
-                "thalweg: there is no {CONFIG} in this folder, and no other file was named\n  \
-                 = help: `thalweg init` writes one to start with; `thalweg --config FILE` reads another"
-            );
-            return ExitCode::from(REFUSED);
-        }
+        None => return no_config(),
     };
     match config::load(&file) {
         Ok(config) => run(&file, config),
@@ -126,6 +106,25 @@ fn with_config(named: Option<PathBuf>, run: impl FnOnce(&Path, Config) -> ExitCo
             eprintln!("{faults}");
             ExitCode::from(REFUSED)
         }
+    }
+}
+
+fn no_config() -> ExitCode {
+    eprintln!(
+        "thalweg: there is no {CONFIG} in this folder, and no other file was named\n  \
+         = help: `thalweg init` writes one to start with; `thalweg --config FILE` reads another"
+    );
+    ExitCode::from(REFUSED)
+}
+
+/// Prints for as long as somebody reads: one who has seen enough, as `head` has, ends it quietly.
+fn say(text: impl Display) -> ExitCode {
+    let mut stdout = io::stdout().lock();
+    match write!(stdout, "{text}").and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            fail(&format!("cannot write to standard output: {error}"))
+        }
+        _ => ExitCode::SUCCESS,
     }
 }
 

@@ -48,6 +48,7 @@ mod tls;
 mod web_origin;
 
 use std::fmt;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
@@ -441,9 +442,18 @@ pub struct RouteTimeouts {
 /// Reads a file and the environment of the process.
 pub fn load(path: &Path) -> Result<Config, Faults> {
     let name = path.display().to_string();
-    match std::fs::read_to_string(path) {
-        Ok(text) => parse(&text, &name, &|variable| std::env::var(variable).ok()),
+    match std::fs::File::open(path) {
+        Ok(mut file) => load_from(&mut file, &name),
         Err(error) => Err(Faults::unreadable(name, &error)),
+    }
+}
+
+/// The same of what stands anywhere, and is called `name` in faults.
+pub fn load_from(source: &mut dyn io::Read, name: &str) -> Result<Config, Faults> {
+    let mut text = String::new();
+    match source.read_to_string(&mut text) {
+        Ok(_) => parse(&text, name, &|variable| std::env::var(variable).ok()),
+        Err(error) => Err(Faults::unreadable(name.to_owned(), &error)),
     }
 }
 

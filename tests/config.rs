@@ -779,9 +779,20 @@ refused! {
     variable_not_set: "listeners:\n  - name: plain\n    address: \"127.0.0.1:${NONE}\"\n";
     variable_not_closed: "listeners:\n  - name: ${NONE\n    address: unix:/x\n";
 
+    // Files as other hands leave them.
+    tabs: "listeners:\n\t- name: plain\n";
+    indents: "listeners:\n  - name: plain\n   address: 127.0.0.1:1\n";
+    long_line: &format!(
+        "{MINIMAL}clusters: {{some: {{endpoints: [127.0.0.1:1]}}, wrong: {{endpoint: [127.0.0.1:1]}}{}}}\n",
+        (0..1000)
+            .map(|index| format!(", c{index}: {{endpoints: [127.0.0.1:1]}}"))
+            .collect::<String>(),
+    );
+
     // Addresses.
     address_without_port: "listeners:\n  - name: plain\n    address: 127.0.0.1\n";
     host_name: &format!("{MINIMAL}clusters:\n  a:\n    endpoints: [greeter.svc:50051]\n");
+    endpoint_is_a_url: &format!("{MINIMAL}clusters:\n  a:\n    endpoints: [\"https://10.0.0.7:443\"]\n");
     endpoint_port_zero: &format!("{MINIMAL}clusters:\n  a:\n    endpoints: [127.0.0.1:0]\n");
     admin_without_token: &format!("admin:\n  address: 0.0.0.0:9901\n{MINIMAL}");
     admin_on_socket: &format!("admin:\n  address: unix:/x\n{MINIMAL}");

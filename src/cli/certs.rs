@@ -3,6 +3,7 @@
 use std::{
     fs::OpenOptions,
     io::{self, Write},
+    net::IpAddr,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -15,7 +16,7 @@ use rcgen::{
 };
 use time::{Duration, OffsetDateTime};
 
-use super::fail;
+use super::{fail, say};
 
 /// The authority is good for longer than what it signs.
 const AUTHORITY_DAYS: i64 = 3650;
@@ -47,15 +48,17 @@ type Made = (&'static str, String, u32);
 impl Certs {
     /// Makes them, and says what to do with them.
     pub(super) fn run(self) -> ExitCode {
+        if let Some(name) = self.names.iter().find(|name| !is_name(name)) {
+            return fail(&format!(
+                "`{name}` is no host: a name has letters, digits, `-` and dots, and may begin with `*.`; or write an IP address"
+            ));
+        }
         let made = match make(&self.names) {
             Ok(made) => made,
             Err(error) => return fail(&format!("cannot make certificates: {error}")),
         };
         match write(&self.dir, &made, self.force) {
-            Ok(()) => {
-                print!("{}", advice(&self.dir, &self.names));
-                ExitCode::SUCCESS
-            }
+            Ok(()) => say(advice(&self.dir, &self.names)),
             Err((file, error)) => {
                 let mut message = format!("cannot write {}: {error}", file.display());
                 if error.kind() == io::ErrorKind::AlreadyExists {
@@ -67,6 +70,19 @@ impl Certs {
             }
         }
     }
+}
+
+/// Whether clients can ask for it.
+fn is_name(name: &str) -> bool {
+    let is_label = |label: &str| {
+        let is_inner = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+        (1..=63).contains(&label.len())
+            && label.bytes().all(is_inner)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let host = name.strip_prefix("*.").unwrap_or(name);
+    name.parse::<IpAddr>().is_ok() || host.len() <= 253 && host.split('.').all(is_label)
 }
 
 fn make(names: &[String]) -> Result<[Made; 6], rcgen::Error> {

@@ -1,21 +1,82 @@
 //! `thalweg check`: whether a configuration is good, what it does, and what in it is worth a second look.
 
-use std::{fmt, net::IpAddr, path::Path};
+use std::{
+    fmt, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
-use serde_json::Value;
+use clap::{Args, ValueHint};
+use serde_json::{Value, json};
+
+use super::{CONFIG, REFUSED, STDIO, no_config, say};
 
 use crate::{
     config::{
-        Address, AuthorityMatch, BindingTarget, Config, Destination, Endpoints, Match, PathMatch,
-        Protocol, Route,
+        self, Address, AuthorityMatch, BindingTarget, Config, Destination, Endpoints, Match,
+        PathMatch, Protocol, Route,
     },
     router::covers,
 };
 
+/// Say whether a configuration is good and what it does; or else all that is wrong with it.
+#[derive(Args, Debug)]
+pub(super) struct Check {
+    /// The file to read; `-` is standard input. Default: config.yaml.
+    #[arg(value_hint = ValueHint::FilePath)]
+    file: Option<PathBuf>,
+    /// The same, as the proxy itself is told.
+    #[arg(short, long, env = "THALWEG_CONFIG", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    config: Option<PathBuf>,
+    /// Say it as JSON, for editors and scripts.
+    #[arg(long)]
+    json: bool,
+}
+
 /// What a good file says, one line for each thing.
-pub(super) struct Summary<'a> {
-    pub(super) file: &'a Path,
-    pub(super) config: &'a Config,
+struct Summary<'a> {
+    file: &'a Path,
+    config: &'a Config,
+}
+
+// === impl Check ===
+
+impl Check {
+    pub(super) fn run(self) -> ExitCode {
+        // Whoever writes the name behind the command means it, whatever the environment says.
+        let file = match self.file.or(self.config) {
+            Some(file) => file,
+            None if Path::new(CONFIG).exists() => CONFIG.into(),
+            None => return no_config(),
+        };
+        let checked = if file == Path::new(STDIO) {
+            config::load_from(&mut io::stdin().lock(), "standard input")
+        } else {
+            config::load(&file)
+        };
+        match (checked, self.json) {
+            (Ok(config), false) => say(Summary {
+                file: &file,
+                config: &config,
+            }),
+            (Ok(config), true) => say(format_args!(
+                "{:#}\n",
+                json!({"good": true, "faults": [], "warnings": warnings(&config)})
+            )),
+            (Err(faults), false) => {
+                eprintln!("{faults}");
+                ExitCode::from(REFUSED)
+            }
+            (Err(faults), true) => {
+                say(format_args!(
+                    "{:#}\n",
+                    json!({"good": false, "faults": faults.to_json(), "warnings": []})
+                ));
+                ExitCode::from(REFUSED)
+            }
+        }
+    }
 }
 
 impl fmt::Display for Summary<'_> {

@@ -1,9 +1,6 @@
 //! `thalweg completions`: what shells know of the command line, from its own definition.
 
-use std::{
-    io::{self, Write},
-    process::ExitCode,
-};
+use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, ValueEnum};
 
@@ -36,9 +33,6 @@ impl Completions {
         };
         let mut script = Vec::new();
         clap_complete::generate(shell, &mut Cli::command(), "thalweg", &mut script);
-        match io::stdout().write_all(&script) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => super::fail(&format!("cannot print the script: {error}")),
-        }
+        super::say(String::from_utf8_lossy(&script))
     }
 }

@@ -17,7 +17,7 @@ pub(super) struct Init {
     /// What the file is for.
     #[arg(value_enum, default_value_t = Starter::Local)]
     starter: Starter,
-    /// The file to write.
+    /// The file to write; `-` is standard output.
     #[arg(short, long, value_name = "FILE", default_value = super::CONFIG, value_hint = ValueHint::FilePath)]
     output: PathBuf,
     /// Replace the file if it is there.
@@ -41,19 +41,24 @@ enum Starter {
 impl Init {
     /// Writes the file, whole or not at all.
     pub(super) fn run(&self) -> ExitCode {
+        if self.output == Path::new(super::STDIO) {
+            return super::say(self.starter.text());
+        }
         let file = self.output.display();
         match write(&self.output, self.starter.text(), self.force) {
             Ok(()) => {
-                println!("{file}: written; each key in it is explained there");
-                if matches!(self.starter, Starter::Edge) {
-                    println!("make a certificate to try it with: `thalweg certs`");
-                }
-                if self.output == Path::new(super::CONFIG) {
-                    println!("start with `thalweg`");
+                let certs = match self.starter {
+                    Starter::Edge => "make a certificate to try it with: `thalweg certs`\n",
+                    _ => "",
+                };
+                let start = if self.output == Path::new(super::CONFIG) {
+                    "thalweg".to_owned()
                 } else {
-                    println!("start with `thalweg --config {file}`");
-                }
-                ExitCode::SUCCESS
+                    format!("thalweg --config {file}")
+                };
+                super::say(format_args!(
+                    "{file}: written; each key in it is explained there\n{certs}start with `{start}`\n"
+                ))
             }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => super::fail(&format!(
                 "{file} is there already and was left alone: write another with `--output FILE`, or replace it with `--force`"

@@ -1,8 +1,7 @@
 //! `thalweg man`: the pages that `man` shows, from the command line's own definition.
 
 use std::{
-    fs,
-    io::{self, Write},
+    fs, io,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -34,10 +33,14 @@ impl Man {
         let mut pages = Vec::new();
         let written = render(&command, &mut pages).and_then(|()| match &self.dir {
             Some(dir) => write(dir, &pages),
-            None => print(&pages),
+            None => Ok(()),
         });
         match written {
-            Ok(()) => ExitCode::SUCCESS,
+            Ok(()) if self.dir.is_some() => ExitCode::SUCCESS,
+            Ok(()) => {
+                let all = pages.iter().map(|page| page.roff.as_slice());
+                super::say(String::from_utf8_lossy(&all.collect::<Vec<_>>().concat()))
+            }
             Err(error) => super::fail(&format!("cannot write the pages: {error}")),
         }
     }
@@ -60,12 +63,4 @@ fn write(dir: &Path, pages: &[Page]) -> io::Result<()> {
     pages
         .iter()
         .try_for_each(|page| fs::write(dir.join(&page.name), &page.roff))
-}
-
-fn print(pages: &[Page]) -> io::Result<()> {
-    let mut stdout = io::stdout().lock();
-    pages
-        .iter()
-        .try_for_each(|page| stdout.write_all(&page.roff))?;
-    stdout.flush()
 }

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand, ValueHint};
 use http::{HeaderName, HeaderValue, Method, Request, Uri, Version, request::Parts};
 use serde_json::Value;
 
-use super::{REFUSED, check::conditions, with_config};
+use super::{REFUSED, check::conditions, say, with_config};
 use crate::{
     bindings::Call,
     config::{Config, Destination, Match},
@@ -81,8 +81,7 @@ impl Routes {
             return ExitCode::from(REFUSED);
         }
         with_config(explain.config, |_, config| {
-            print!("{}", explanation(&config, request));
-            ExitCode::SUCCESS
+            say(explanation(&config, request))
         })
     }
 }

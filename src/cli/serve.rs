@@ -77,6 +77,8 @@ async fn run(file: &Path, config: Config) -> ExitCode {
     let mut drained = pin!(app.drain());
     loop {
         tokio::select! {
+            // The drain first, or it would not have begun when a signal that is there already is heard.
+            biased;
             Drained { ended, dismissed, cut, took } = &mut drained => {
                 tracing::info!(ended, dismissed, cut, seconds = %format_args!("{:.1}", took.as_secs_f32()), "drained");
                 return ExitCode::SUCCESS;

@@ -13,6 +13,11 @@ use std::fmt;
 use std::io;
 use std::ops::Range;
 
+use serde_json::{Value, json};
+
+/// The most of a line that is shown, in characters. What is wrong stands in its middle.
+const WIDTH: usize = 100;
+
 /// Every fault of one configuration file, in the order of its lines.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Faults {
@@ -73,6 +78,21 @@ impl Faults {
         Self::new(file, vec![fault])
     }
 
+    /// The same for programs. Lines and columns count from one.
+    pub(crate) fn to_json(&self) -> Value {
+        let faults = self.faults.iter().map(|fault| {
+            json!({
+                "file": self.file,
+                "line": fault.place.map(|place| place.line),
+                "column": fault.place.map(|place| place.column),
+                "path": fault.path,
+                "message": fault.message,
+                "help": fault.hint,
+            })
+        });
+        faults.collect()
+    }
+
     /// How many there are.
     #[expect(clippy::len_without_is_empty, reason = "there is always one")]
     pub fn len(&self) -> usize {
@@ -109,7 +129,7 @@ impl Fault {
 
         let margin = self.place.map_or(0, |place| place.line.to_string().len());
         if let (Some(place), Some(line)) = (self.place, &self.line) {
-            let Range { start, end } = place.within(line);
+            let (line, Range { start, end }) = around(&without_secrets(line), place.within(line));
             let indent: String = line.chars().take(start).map(blank).collect();
             let carets = "^".repeat(end - start);
             write!(f, "\n{:margin$} |", "")?;
@@ -135,7 +155,131 @@ impl Place {
     }
 }
 
+/// The words by which secrets are called.
+const SECRETS: [&str; 4] = ["token", "secret", "password", "credential"];
+const KEYS: [&str; 3] = ["access_key", "account_key", "api_key"];
+
+/// The line with a sign for each of a value that is secret, or looks so: it may go into a log, or to whoever asked for a reload. What is
+/// misspelt is still a secret.
+fn without_secrets(line: &str) -> String {
+    let mut shown = String::with_capacity(line.len());
+    let mut rest = line;
+    while let Some(colon) = rest.find(": ") {
+        let (before, behind) = rest.split_at(colon + 2);
+        shown.push_str(before);
+        rest = behind;
+        let name = before[..colon].rsplit(|c: char| !c.is_alphanumeric() && !"_-".contains(c));
+        if !name.into_iter().next().is_some_and(is_secret) {
+            continue;
+        }
+        let end = match rest.chars().next() {
+            Some(quote @ ('"' | '\'')) => rest[1..].find(quote).map_or(rest.len(), |at| at + 2),
+            // A variable is no secret, but its name.
+            Some('$' | '{' | '[') => 0,
+            _ => rest.find([',', '}', ']', '#']).unwrap_or(rest.len()),
+        };
+        shown.extend(rest[..end].chars().map(|_| '•'));
+        rest = &rest[end..];
+    }
+    shown.push_str(rest);
+    shown
+}
+
+fn is_secret(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    // The path of one, or who it is of.
+    if name.ends_with("_file") || name.ends_with("_id") {
+        return false;
+    }
+    if KEYS.iter().any(|key| name.ends_with(key)) {
+        return true;
+    }
+    let mut words = name.split(['_', '-']);
+    words.any(|word| {
+        SECRETS
+            .iter()
+            .any(|secret| word.contains(secret) || strsim::damerau_levenshtein(word, secret) <= 1)
+    })
+}
+
+/// As much of a long line as is worth a look, and where in it `marked` is.
+fn around(line: &str, marked: Range<usize>) -> (String, Range<usize>) {
+    let all = line.chars().count();
+    if all <= WIDTH {
+        return (line.to_owned(), marked);
+    }
+    let first = marked.start.saturating_sub(WIDTH / 2).min(all - WIDTH);
+    let before = if first > 0 { "…" } else { "" };
+    let after = if first + WIDTH < all { "…" } else { "" };
+    let shown: String = line.chars().skip(first).take(WIDTH).collect();
+    let start = marked.start - first + before.chars().count();
+    let end = start + marked.len().min(WIDTH - (marked.start - first));
+    (format!("{before}{shown}{after}"), start..end.max(start + 1))
+}
+
 /// Keeps tabs, so that carets stand below what they mean.
 fn blank(c: char) -> char {
     if c == '\t' { '\t' } else { ' ' }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_not_shown() {
+        for (line, shown) in [
+            ("  token: abc", "  token: •••"),
+            (
+                "admin: {tokn: sup3r, address: x}",
+                "admin: {tokn: •••••, address: x}",
+            ),
+            (
+                "  secret_access_key: \"a, b\" # c",
+                "  secret_access_key: •••••• # c",
+            ),
+            (
+                "  metadata: {passwrod: 'x', url: y}",
+                "  metadata: {passwrod: •••, url: y}",
+            ),
+            ("  token: ${TOKEN}", "  token: ${TOKEN}"),
+            (
+                "  secret_access_key_file: secrets/s3",
+                "  secret_access_key_file: secrets/s3",
+            ),
+            (
+                "  - {name: plain, address: 127.0.0.1:1}",
+                "  - {name: plain, address: 127.0.0.1:1}",
+            ),
+            ("    header: x-monkey", "    header: x-monkey"),
+            (
+                "  certificates: [{cert: a.pem, key: a.key}]",
+                "  certificates: [{cert: a.pem, key: a.key}]",
+            ),
+            (
+                "  {account_key: abc, access_key_id: me}",
+                "  {account_key: •••, access_key_id: me}",
+            ),
+        ] {
+            assert_eq!(without_secrets(line), shown);
+        }
+    }
+
+    #[test]
+    fn long_line_is_shown_around_what_is_wrong() {
+        let line = "x".repeat(150) + "wrong" + &"y".repeat(150);
+
+        let (shown, marked) = around(&line, 150..155);
+
+        assert_eq!(shown.chars().count(), WIDTH + 2);
+        let marked: String = shown
+            .chars()
+            .skip(marked.start)
+            .take(marked.len())
+            .collect();
+        assert_eq!(marked, "wrong");
+        assert_eq!(around("short", 0..5), ("short".to_owned(), 0..5));
+        let (shown, marked) = around(&line, 304..305);
+        assert_eq!((shown.chars().last(), marked.start), (Some('y'), WIDTH));
+    }
 }

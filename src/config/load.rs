@@ -61,8 +61,21 @@ fn explain(error: &serde_saphyr::Error) -> Broken {
         error => {
             let text = error.to_string();
             let end = text.rfind(" at line ").unwrap_or(text.len());
-            let hint = "text that begins with `*`, `[` or `{`, or holds `: `, needs quotes";
-            (text[..end].to_owned(), hint)
+            let text = &text[..end];
+            let hint = if text.contains("tab") {
+                "indent with spaces: YAML takes no tabs there"
+            } else if text.contains("indent")
+                || text.contains("block collection")
+                || text.contains("block mapping")
+                || text.contains("block sequence")
+            {
+                "let all keys of one map, and all `-` of one list, begin in the same column"
+            } else if text.contains("budget") {
+                "a file has at most 250,000 values; list endpoints in files of their own (`endpoints: {file: ...}`)"
+            } else {
+                "text that begins with `*`, `[` or `{`, or holds `: `, needs quotes"
+            };
+            (text.to_owned(), hint)
         }
     };
     Broken {

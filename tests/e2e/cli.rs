@@ -28,7 +28,116 @@ async fn connect(proxy: &Running) -> Client {
     Client::connect_with(&proxy.address, &h2::client::Builder::new()).await
 }
 
+// === those who do not read all ===
+
+#[tokio::test]
+async fn who_reads_the_first_line_alone_hears_of_no_failure() {
+    let folder = Folder::with(GOOD);
+    let binary = env!("CARGO_BIN_EXE_thalweg");
+
+    for command in [
+        "man",
+        "schema",
+        "check config.yaml",
+        "completions bash",
+        "init -o -",
+    ] {
+        // The shell tells the exit code of the first command and not of `true`, which reads nothing.
+        let line = format!("{{ {binary} {command}; echo \"code $?\" >&2; }} | true");
+        let said = folder.shell(&line).await;
+
+        assert_eq!(said.stderr, "code 0\n", "{command}");
+    }
+}
+
+#[tokio::test]
+async fn configuration_to_start_with_may_go_to_standard_output() {
+    let folder = Folder::empty();
+
+    let said = folder.run(&["init", "edge", "-o", "-"]).await;
+
+    assert_eq!(said.code, Some(0));
+    assert!(said.stdout.contains("listeners:"), "{}", said.stdout);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn certificates_are_for_names_that_clients_can_ask_for() {
+    let folder = Folder::empty();
+
+    for bad in ["bad name", "*", "", "a..b", "-a.test", "a/b", "*.*.test"] {
+        let said = folder.run(&["certs", &format!("--name={bad}")]).await;
+        assert_eq!(said.code, Some(1), "{bad}");
+        assert!(said.stderr.contains("is no host"), "{}", said.stderr);
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    for good in ["*.example.test", "::1", "my_host", "a-1.b"] {
+        let said = folder.run(&["certs", "--force", "--name", good]).await;
+        assert_eq!(said.code, Some(0), "{good}: {}", said.stderr);
+    }
+}
+
 // === configurations ===
+
+#[tokio::test]
+async fn check_reads_what_the_proxy_would() {
+    let folder = Folder::empty();
+    std::fs::write(folder.path().join("good.yaml"), GOOD).unwrap();
+    std::fs::write(folder.path().join("faulty.yaml"), FAULTY).unwrap();
+    let binary = env!("CARGO_BIN_EXE_thalweg");
+
+    for (line, code) in [
+        ("THALWEG_CONFIG=good.yaml BIN check", 0),
+        ("THALWEG_CONFIG=faulty.yaml BIN check", 64),
+        ("THALWEG_CONFIG=faulty.yaml BIN check good.yaml", 0),
+        ("BIN check -c good.yaml", 0),
+        ("BIN check --config faulty.yaml", 64),
+        ("BIN check - < good.yaml", 0),
+        ("BIN check - < faulty.yaml", 64),
+        ("BIN check --config - < good.yaml", 0),
+        ("BIN check", 64),
+    ] {
+        let said = folder.shell(&line.replace("BIN", binary)).await;
+        assert_eq!(said.code, Some(code), "{line}: {}", said.stderr);
+    }
+    let said = folder
+        .shell(&format!("{binary} check - < faulty.yaml"))
+        .await;
+    assert!(
+        said.stderr.starts_with("standard input:1:"),
+        "{}",
+        said.stderr
+    );
+}
+
+#[tokio::test]
+async fn check_tells_programs_what_it_tells_people() {
+    let folder = Folder::with(FAULTY);
+
+    let said = folder.run(&["check", "--json"]).await;
+
+    assert_eq!(said.code, Some(64));
+    let told: serde_json::Value = serde_json::from_str(&said.stdout).unwrap();
+    assert_eq!(told["good"], false);
+    let faults = told["faults"].as_array().unwrap();
+    assert_eq!(faults.len(), 2);
+    assert_eq!(faults[0]["path"], "listeners[0].max_conections");
+    assert_eq!(faults[0]["line"], 1);
+    assert!(
+        faults[0]["help"]
+            .as_str()
+            .unwrap()
+            .contains("max_connections")
+    );
+    let folder = Folder::with(GOOD);
+    let said = folder.run(&["check", "--json"]).await;
+    assert_eq!(said.code, Some(0));
+    let told: serde_json::Value = serde_json::from_str(&said.stdout).unwrap();
+    assert_eq!(
+        (&told["good"], told["faults"].as_array().unwrap().len()),
+        (&true.into(), 0)
+    );
+}
 
 #[tokio::test]
 async fn faulty_configuration_is_refused_with_all_its_faults() {

@@ -1,6 +1,6 @@
 //! Where the endpoints of a cluster come from, and how one is chosen.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, net::SocketAddr};
 
 use http::HeaderName;
 use thalweg_filters::units::Count;
@@ -59,6 +59,10 @@ impl Resolve<'_> {
                     (it.address, it.weight, format!("{path}.address"))
                 }
             };
+            if let Some((what, hint)) = foreign(&text) {
+                self.faults.add(&path, format!("`{text}` {what}"), hint);
+                continue;
+            }
             let address = self.endpoint(&text, &path);
             let first = places.insert(address.clone(), path.clone());
             if let Some(first) = first.filter(|_| !self.faults.covers(&path)) {
@@ -117,6 +121,74 @@ impl Resolve<'_> {
                 });
                 Balance::RingHash { header: name }
             }
+        }
+    }
+}
+
+/// What is wrong with an endpoint as people write it who come from elsewhere, and what they should write; `None` if it is an address,
+/// or nothing of the kind.
+fn foreign(text: &str) -> Option<(&'static str, String)> {
+    if text.starts_with("unix:") {
+        return None;
+    }
+    let (scheme, target) = match text.split_once("://") {
+        Some((scheme, target)) => (Some(scheme), target.trim_end_matches('/')),
+        None => (None, text),
+    };
+    let (host, port) = target.rsplit_once(':')?;
+    let is_port = port.parse::<u16>().is_ok_and(|port| port > 0);
+    let is_address = host == "localhost" || target.parse::<SocketAddr>().is_ok();
+    let is_name = host.bytes().any(|byte| byte.is_ascii_alphabetic())
+        && host
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
+    let hint = match (is_port, is_address, is_name) {
+        (true, true, _) => format!("write `{target}`"),
+        (true, _, true) => format!("have it looked up: `endpoints: {{dns: \"{target}\"}}`"),
+        _ => return None,
+    };
+    match scheme {
+        Some("https") => Some((
+            "is a URL, and an endpoint is an address",
+            format!("{hint}, and `tls: {{}}` beside it"),
+        )),
+        Some(_) => Some(("is a URL, and an endpoint is an address", hint)),
+        None if is_address => None,
+        None => Some(("is a name, and a list holds addresses", hint)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_comes_from_elsewhere_hears_what_to_write_here() {
+        let hint = |text: &str| foreign(text).map(|(_, hint)| hint);
+        for good in [
+            "127.0.0.1:80",
+            "[::1]:80",
+            "localhost:80",
+            "unix:/a://b:1",
+            "x",
+            "a b:1",
+        ] {
+            assert_eq!(hint(good), None, "{good}");
+        }
+        for (text, wanted) in [
+            (
+                "greeter.svc:80",
+                "have it looked up: `endpoints: {dns: \"greeter.svc:80\"}`",
+            ),
+            ("http://127.0.0.1:80", "write `127.0.0.1:80`"),
+            ("http://[::1]:80/", "write `[::1]:80`"),
+            ("grpc://localhost:80", "write `localhost:80`"),
+            (
+                "https://a.test:443",
+                "have it looked up: `endpoints: {dns: \"a.test:443\"}`, and `tls: {}` beside it",
+            ),
+        ] {
+            assert_eq!(hint(text).as_deref(), Some(wanted), "{text}");
         }
     }
 }

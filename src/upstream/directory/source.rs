@@ -269,7 +269,7 @@ mod tests {
         assert!(told("[]").contains("must not be empty"), "{}", told("[]"));
         let name = told("[greeter:50051]");
         assert!(
-            name.contains("endpoints.yaml:1:2") && name.contains("names are not"),
+            name.contains("endpoints.yaml:1:2") && name.contains("is a name"),
             "{name}"
         );
         let twice = told("[10.0.0.1:1, {address: 10.0.0.1:1, weight: 2}]");
