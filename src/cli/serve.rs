@@ -9,17 +9,28 @@ use std::{
 
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
-use super::{fail, welcome::Welcome};
+use super::{REFUSED, fail, welcome::Welcome};
 use crate::{
     app::{App, Drained},
     config::Config,
 };
 
+/// The variable that says how much is logged.
+const LOG: &str = "THALWEG_LOG";
+
 /// Serves until a signal asks for the end.
 pub(super) fn serve(file: &Path, config: Config) -> ExitCode {
-    let filter = EnvFilter::try_from_env("THALWEG_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = match std::env::var(LOG).map_or(Ok(ours("info")), |words| filter(&words)) {
+        Ok(filter) => filter,
+        Err(fault) => {
+            eprintln!(
+                "thalweg: {LOG}: {fault}\n  = help: write a level (error, warn, info, debug, trace), or parts with their levels: `thalweg::upstream=debug,warn`"
+            );
+            return ExitCode::from(REFUSED);
+        }
+    };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
@@ -95,6 +106,32 @@ async fn run(file: &Path, config: Config) -> ExitCode {
     }
 }
 
+/// What the variable asks for.
+fn filter(words: &str) -> Result<EnvFilter, String> {
+    let words = words.trim();
+    if words.is_empty() {
+        return Ok(ours("info"));
+    }
+    if words.parse::<LevelFilter>().is_ok() {
+        return Ok(ours(words));
+    }
+    for part in words.split(',') {
+        // A name alone would be all that it says, and is most likely a level that is misspelt.
+        if !part.contains(['=', '[']) && part.trim().parse::<LevelFilter>().is_err() {
+            return Err(format!("`{part}` is no level"));
+        }
+    }
+    EnvFilter::try_new(words).map_err(|error| error.to_string())
+}
+
+/// A level for what is ours. What the libraries say of each frame would drown it.
+fn ours(level: &str) -> EnvFilter {
+    if level.eq_ignore_ascii_case("off") {
+        return EnvFilter::new(level);
+    }
+    EnvFilter::new(format!("warn,thalweg={level},thalweg_filters={level}"))
+}
+
 /// Tells whoever started the process how far it is, if that is wanted (`NOTIFY_SOCKET`, as systemd has it).
 fn tell(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
@@ -120,6 +157,35 @@ impl Signals {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn log_takes_levels_and_parts_with_levels() {
+        for (words, shown) in [
+            ("", "thalweg=info"),
+            ("debug", "thalweg=debug"),
+            ("WARN", "thalweg=warn"),
+            ("off", "off"),
+            ("thalweg::upstream=debug,warn", "thalweg::upstream=debug"),
+            ("h2=trace", "h2=trace"),
+        ] {
+            let filter = filter(words).unwrap().to_string().to_lowercase();
+            assert!(filter.contains(shown), "{words}: {filter}");
+        }
+        for words in [
+            "garbage",
+            "garbage=nope=x",
+            "thalweg=loud",
+            "debug,garbage",
+            "info debug",
+        ] {
+            assert!(filter(words).is_err(), "{words}");
         }
     }
 }

@@ -403,7 +403,9 @@ impl Lease {
                     .with_detail(format_args!("{endpoint}: {refusal}"))
             }
             None if headers::is_malformed(&error) => {
-                let what = format_args!("the upstream's answer is no HTTP/1.1: {error}");
+                let what = format_args!(
+                    "the upstream's answer is no HTTP/1.1: {error} (if it speaks HTTP/2, as servers of gRPC do, say `protocol: http2` on the cluster)"
+                );
                 shared.unavailable("upstream_bad_answer", what)
             }
             None => shared.unavailable("upstream_lost", "the connection to the upstream was lost"),

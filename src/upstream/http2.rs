@@ -524,7 +524,12 @@ impl Driver {
             }
         })
         .await
-        .map_err(|error| io::Error::new(error.kind(), format!("no HTTP/2 settings came: {error}")))
+        .map_err(|error| {
+            let told = format!(
+                "no HTTP/2 settings came: {error} (if it speaks HTTP/1.1, say `protocol: http1` on the cluster)"
+            );
+            io::Error::new(error.kind(), told)
+        })
     }
 
     /// Streams that the connection takes now: as many as the peer grants, and no more than we want.

@@ -77,6 +77,20 @@ async fn certificates_are_for_names_that_clients_can_ask_for() {
     }
 }
 
+#[tokio::test]
+async fn log_that_is_misspelt_is_refused() {
+    let folder = Folder::with(GOOD);
+    let binary = env!("CARGO_BIN_EXE_thalweg");
+
+    for words in ["garbage", "garbage=nope=x", "debgu"] {
+        let said = folder.shell(&format!("THALWEG_LOG={words} {binary}")).await;
+
+        assert_eq!(said.code, Some(64), "{words}");
+        assert!(said.stderr.contains("THALWEG_LOG"), "{}", said.stderr);
+        assert!(said.stderr.contains("debug, trace"), "{}", said.stderr);
+    }
+}
+
 // === configurations ===
 
 #[tokio::test]
