@@ -797,6 +797,8 @@ refused! {
     admin_without_token: &format!("admin:\n  address: 0.0.0.0:9901\n{MINIMAL}");
     admin_on_socket: &format!("admin:\n  address: unix:/x\n{MINIMAL}");
     address_taken: "listeners:\n  - {name: a, address: unix:/x}\n  - {name: b, address: unix:/x}\n";
+    address_within_another: "listeners:\n  - {name: a, address: \"0.0.0.0:80\"}\n  - {name: b, address: \"127.0.0.1:80\"}\n";
+    address_within_that_of_ipv6: "listeners:\n  - {name: a, address: \"127.0.0.1:80\"}\n  - {name: b, address: \"[::]:80\"}\n";
     address_of_admin: "listeners:\n  - name: plain\n    address: 127.0.0.1:9901\n";
 
     // Names.

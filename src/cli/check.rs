@@ -11,11 +11,10 @@ use clap::{Args, ValueHint};
 use serde_json::{Value, json};
 
 use super::{CONFIG, REFUSED, STDIO, no_config, say};
-
 use crate::{
     config::{
         self, Address, AuthorityMatch, BindingTarget, Config, Destination, Endpoints, Match,
-        PathMatch, Protocol, Route,
+        PathMatch, Place, Protocol, Route,
     },
     router::covers,
 };
@@ -55,12 +54,25 @@ impl Check {
         } else {
             config::load(&file)
         };
+        let checked = checked.map(|config| (unusable(&config), config));
         match (checked, self.json) {
-            (Ok(config), false) => say(Summary {
+            (Ok((faults, _)), false) if !faults.is_empty() => {
+                eprintln!("{}", faults.join("\n\n"));
+                ExitCode::from(REFUSED)
+            }
+            (Ok((faults, _)), true) if !faults.is_empty() => {
+                let faults = faults.iter().map(|fault| json!({"message": fault}));
+                say(format_args!(
+                    "{:#}\n",
+                    json!({"good": false, "faults": faults.collect::<Value>(), "warnings": []})
+                ));
+                ExitCode::from(REFUSED)
+            }
+            (Ok((_, config)), false) => say(Summary {
                 file: &file,
                 config: &config,
             }),
-            (Ok(config), true) => say(format_args!(
+            (Ok((_, config)), true) => say(format_args!(
                 "{:#}\n",
                 json!({"good": true, "faults": [], "warnings": warnings(&config)})
             )),
@@ -114,6 +126,47 @@ impl fmt::Display for Summary<'_> {
         }
         Ok(())
     }
+}
+
+/// What the file names and the proxy could not use, as it would find when it starts. Nothing of it is changed.
+fn unusable(config: &Config) -> Vec<String> {
+    let clusters = config.clusters.iter().filter_map(|cluster| {
+        let Endpoints::File { path, .. } = &cluster.endpoints else {
+            return None;
+        };
+        let name = path.display().to_string();
+        let fault = match std::fs::read_to_string(path) {
+            Ok(text) => config::endpoints(&text, &name).err()?.to_string(),
+            Err(error) => format!("{name}: {error}"),
+        };
+        Some(format!("clusters.{}.endpoints.file: {fault}", cluster.name))
+    });
+    let bindings = config.bindings.iter().filter_map(|binding| {
+        let BindingTarget::ObjectStore(store) = &binding.target else {
+            return None;
+        };
+        let Place::Files(folder) = &store.place else {
+            return None;
+        };
+        let error = writable(folder).err()?;
+        let folder = folder.display();
+        Some(format!(
+            "bindings.{}.object_store.url: {folder}: {error}\n  = help: the folder, or the one that it is made in, must be there and let the proxy write",
+            binding.name
+        ))
+    });
+    clusters.chain(bindings).collect()
+}
+
+/// Whether files can be made in a folder, or in the nearest one above it that is there.
+fn writable(folder: &Path) -> io::Result<()> {
+    let mut above = (folder.ancestors()).filter(|above| !above.as_os_str().is_empty());
+    let nearest = above.find(|above| above.exists());
+    let nearest = nearest.unwrap_or_else(|| Path::new("."));
+    // The modes of a folder do not tell of what it is on: only a file does.
+    let probe = nearest.join(format!(".thalweg-check-{}", std::process::id()));
+    std::fs::File::create_new(&probe)?;
+    std::fs::remove_file(&probe)
 }
 
 fn count(number: usize, what: &str) -> String {

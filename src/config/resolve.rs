@@ -37,7 +37,7 @@ use thalweg_filters::{
 pub(super) fn resolve(raw: raw::Config, env: &Environment<'_>, faults: &mut Report) -> Config {
     let mut resolve = Resolve { faults };
     let admin = resolve.admin(raw.admin.unwrap_or_default());
-    let listeners = resolve.listeners(raw.listeners, admin.as_ref());
+    let listeners = resolve.listeners(raw.listeners, admin.as_ref(), raw.takeover.unwrap_or(false));
     let filters = match raw.filters {
         Some(filters) => resolve.filters(filters, "filters"),
         // Whoever runs it wants to see what it does.
@@ -134,11 +134,17 @@ impl Resolve<'_> {
         })
     }
 
-    fn listeners(&mut self, raw: Vec<raw::Listener>, admin: Option<&Admin>) -> Vec<Listener> {
+    /// `shared` says that an address may be listened on more than once.
+    fn listeners(
+        &mut self,
+        raw: Vec<raw::Listener>,
+        admin: Option<&Admin>,
+        shared: bool,
+    ) -> Vec<Listener> {
         let mut names = HashMap::new();
-        let mut addresses = HashMap::new();
+        let mut addresses: Vec<(Address, String)> = Vec::new();
         if let Some(admin) = admin {
-            addresses.insert(Address::Tcp(admin.address), "the admin port".to_owned());
+            addresses.push((Address::Tcp(admin.address), "the admin port".to_owned()));
         }
         let mut listeners = Vec::new();
         for (index, raw) in raw.into_iter().enumerate() {
@@ -148,12 +154,23 @@ impl Resolve<'_> {
             let listener = self.listener(raw, &path);
             let any_port = matches!(listener.address, Address::Tcp(address) if address.port() == 0);
             let name = format!("the listener `{}`", listener.name);
-            if !any_port && let Some(other) = addresses.insert(listener.address.clone(), name) {
-                let message = format!("`{}` is taken by {other}", listener.address);
+            let mut others = addresses.iter();
+            let clash = others.find_map(|(other, whose)| {
+                if *other == listener.address {
+                    Some(format!("`{other}` is taken by {whose}"))
+                } else if !shared && overlap(other, &listener.address) {
+                    let address = &listener.address;
+                    Some(format!("`{address}` overlaps with `{other}` of {whose}"))
+                } else {
+                    None
+                }
+            });
+            if !any_port && let Some(message) = clash {
                 let path = format!("{path}.address");
                 self.faults
                     .add(&path, message, "give each an address of its own");
             }
+            addresses.push((listener.address.clone(), name));
             listeners.push(listener);
         }
         listeners
@@ -303,6 +320,18 @@ impl Resolve<'_> {
                 .add(&path, message, "give each a name of its own");
         }
     }
+}
+
+/// Whether one of two addresses stands for every interface, and so for the other as well; the system lets nobody listen on both.
+fn overlap(one: &Address, other: &Address) -> bool {
+    let (Address::Tcp(one), Address::Tcp(other)) = (one, other) else {
+        return false;
+    };
+    let takes = |all: &SocketAddr, one: &SocketAddr| {
+        // `[::]` takes IPv4 as well.
+        all.ip().is_unspecified() && (all.is_ipv6() || one.is_ipv4())
+    };
+    one.port() == other.port() && one.port() != 0 && (takes(one, other) || takes(other, one))
 }
 
 /// A stand-in that clashes with nothing.

@@ -708,9 +708,12 @@ async fn streams_are_counted_unless_that_is_unwanted() {
         ))
         .await;
 
+        let client = Client::connect_with(&proxy.address, &h2::client::Builder::new()).await;
+        client.unary("/e2e.Echo/Talk", b"hello").await;
+
         let metrics = proxy.operator.get("/metrics").await.body;
 
-        let line = "thalweg_streams_started_total{route=\"main\"} 0";
+        let line = "thalweg_streams_started_total{route=\"main\"} 1";
         assert_eq!(metrics.contains(line), counted, "{filters}");
     }
 }

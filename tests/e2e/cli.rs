@@ -124,6 +124,52 @@ async fn check_reads_what_the_proxy_would() {
     );
 }
 
+/// One file for each way to fail; and the folder is as it was.
+#[tokio::test]
+async fn check_calls_nothing_good_with_which_the_proxy_cannot_start() {
+    let rest = "admin: {address: none}\nlisteners: [{name: it, address: \"127.0.0.1:0\"}]\n";
+    for (keys, word) in [
+        (
+            "clusters: {a: {endpoints: {file: nope.yaml}}}\n",
+            "nope.yaml",
+        ),
+        (
+            "clusters: {a: {endpoints: {file: config.yaml}}}\n",
+            "config.yaml",
+        ),
+        (
+            "clusters: {a: {endpoints: [127.0.0.1:1], tls: {ca: nope.pem}}}\n",
+            "nope.pem",
+        ),
+        (
+            "bindings: {a: {object_store: {url: \"file:///proc/nope\"}}}\n",
+            "/proc/nope",
+        ),
+        (
+            "bindings: {a: {object_store: {url: \"file://config.yaml/data\"}}}\n",
+            "config.yaml/data",
+        ),
+    ] {
+        let folder = Folder::with(&format!("{rest}{keys}"));
+
+        let checked = folder.run(&["check"]).await;
+        let served = folder.run(&["serve"]).await;
+
+        assert_eq!(checked.code, Some(64), "{keys}");
+        assert!(checked.stderr.contains(word), "{keys}: {}", checked.stderr);
+        assert_ne!(served.code, Some(0), "{keys}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+    for keys in [
+        "bindings: {a: {object_store: {url: \"file://./data/deep\"}}}\n",
+        "",
+    ] {
+        let folder = Folder::with(&format!("{rest}{keys}"));
+        assert_eq!(folder.run(&["check"]).await.code, Some(0), "{keys}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+}
+
 #[tokio::test]
 async fn check_tells_programs_what_it_tells_people() {
     let folder = Folder::with(FAULTY);
