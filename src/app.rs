@@ -174,7 +174,9 @@ impl App {
         drop(self.reloads);
         let delay = self.config.borrow().drain.delay;
         advance(&self.phases, Phase::Leaving);
-        sleep(delay).await;
+        if !delay.is_zero() {
+            sleep(delay).await;
+        }
         let forced_before = self.telemetry.process.forced_ends.get();
         let open: usize = self.workers.iter().map(|worker| worker.load().0).sum();
         advance(&self.phases, Phase::Draining);
