@@ -23,6 +23,8 @@ mod exit;
 mod init;
 mod invoke;
 mod man;
+mod operator;
+mod orders;
 mod routes;
 mod serve;
 mod welcome;
@@ -60,6 +62,10 @@ enum Command {
     Certs(certs::Certs),
     Invoke(invoke::Invoke),
     Bindings(bindings::Bindings),
+    Reload(orders::Reload),
+    Drain(orders::Drain),
+    Health(orders::Health),
+    Status(orders::Status),
     /// Print a script that completes this command line.
     Completions(completions::Completions),
     /// Print the manual pages, for `man`.
@@ -87,6 +93,10 @@ pub fn main() -> ExitCode {
         Command::Certs(certs) => certs.run(),
         Command::Invoke(invoke) => invoke.run(),
         Command::Bindings(bindings) => bindings.run(),
+        Command::Reload(reload) => reload.run(),
+        Command::Drain(drain) => drain.run(),
+        Command::Health(health) => health.run(),
+        Command::Status(status) => status.run(),
         Command::Completions(completions) => completions.run(),
         Command::Man(man) => man.run(),
         Command::Version => say(format_args!("thalweg {}\n", env!("CARGO_PKG_VERSION"))),

@@ -7,6 +7,7 @@ use crate::support::{
     child::{Folder, Running},
     client::{self, Client},
     flood::ECHO,
+    proxy::TestProxy,
     upstream::{self, Upstream, echo},
     within,
 };
@@ -583,4 +584,66 @@ async fn idle_connections_do_not_keep_it_from_ending() {
     let (status, said) = proxy.ends().await;
     assert_eq!(status.code(), Some(0));
     assert!(!said.contains("are cut"), "{said}");
+}
+
+// === orders to a running proxy ===
+
+#[tokio::test]
+async fn operator_needs_no_curl() {
+    let upstream = Upstream::start().await.serve(echo);
+    let mut proxy = Running::start(&to(&upstream)).await;
+    let admin = format!("--admin=http://{}", proxy.operator.0);
+    let folder = Folder::empty();
+    let run = async |command: &str| folder.run(&[command, &admin]).await;
+
+    let health = run("health").await;
+    assert_eq!((health.code, &*health.stdout), (Some(0), "ready\n"));
+    let status = run("status").await;
+    assert_eq!(status.code, Some(0));
+    let line = format!("main     {}", upstream.address);
+    assert!(status.stdout.starts_with("CLUSTER"), "{}", status.stdout);
+    assert!(status.stdout.contains(&line), "{}", status.stdout);
+
+    proxy.write(&format!("{}drain: {{timeout: 1s}}\n", to(&upstream)));
+    let reload = run("reload").await;
+    assert_eq!(reload.code, Some(0), "{}", reload.stderr);
+    assert!(reload.stdout.contains("\"drain\""), "{}", reload.stdout);
+    proxy.write("listeners: []\n");
+    let reload = run("reload").await;
+    assert_eq!(reload.code, Some(64));
+    assert!(
+        reload.stderr.contains("stays in force"),
+        "{}",
+        reload.stderr
+    );
+
+    let drain = run("drain").await;
+    assert_eq!((drain.code, &*drain.stdout), (Some(0), "draining\n"));
+    proxy.says("draining").await;
+    let (status, _) = proxy.ends().await;
+    assert_eq!(status.code(), Some(0));
+    assert_eq!(run("health").await.code, Some(69));
+}
+
+#[tokio::test]
+async fn operator_is_told_where_the_token_goes() {
+    let folder = Folder::empty();
+    let proxy = TestProxy::start_with_admin(
+        "{address: \"127.0.0.1:0\", token: sesame}",
+        "listeners: [{name: it, address: \"127.0.0.1:0\"}]\n",
+    )
+    .await;
+    let admin = format!("--admin=http://{}", proxy.operator().0);
+
+    for command in ["status", "reload", "drain"] {
+        let said = folder.run(&[command, &admin]).await;
+        assert_eq!(said.code, Some(77), "{command}");
+        assert!(said.stderr.contains("wants a token"), "{}", said.stderr);
+        let said = folder.run(&[command, &admin, "--token=other"]).await;
+        assert!(said.stderr.contains("another token"), "{}", said.stderr);
+    }
+    let said = folder.run(&["status", &admin, "--token=sesame"]).await;
+    assert_eq!(said.code, Some(0));
+    let said = folder.run(&["health", &admin]).await;
+    assert_eq!(said.code, Some(0), "a probe has no token");
 }
