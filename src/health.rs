@@ -25,8 +25,9 @@ use thalweg_proto::{
 use tokio::sync::watch;
 
 use crate::{
-    config::{HealthService, Match, PathMatch},
+    config::{self, Config, Destination, HealthService, Match, PathMatch, Route},
     drain::Phase,
+    router::covers,
     telemetry::Process,
 };
 
@@ -76,6 +77,22 @@ impl Health {
             }),
             ..Match::default()
         }
+    }
+
+    /// Before which route it comes: behind all others, unless one of them would take its calls and cannot carry them, since gRPC
+    /// does not go over HTTP/1.1.
+    pub(crate) fn place(config: &Config) -> usize {
+        let asked = Self::matches();
+        let in_the_way = |route: &Route| match &route.destination {
+            Destination::Clusters(targets) => {
+                let mut protocols = targets.iter().map(|target| target.cluster.protocol);
+                protocols.all(|protocol| protocol == config::Protocol::Http1)
+                    && covers(&route.matches, &asked)
+            }
+            Destination::RoutesBelow => false,
+        };
+        let first = config.routes.iter().position(in_the_way);
+        first.unwrap_or(config.routes.len())
     }
 
     /// Whether a request asks how the proxy is.

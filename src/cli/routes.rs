@@ -108,7 +108,17 @@ fn explanation(config: &Config, mut request: Request<()>) -> String {
         .map(|route| route.name.chars().count())
         .max()
         .unwrap_or(0);
+    let asks_for_health =
+        config.health_service.is_some() && miss(&Health::matches(), &parts).is_none();
     for (index, route) in config.routes.iter().enumerate() {
+        if asks_for_health && index == Health::place(config) {
+            let _ = writeln!(
+                text,
+                "the proxy answers itself, since it serves grpc.health.v1.Health and `{}` cannot carry gRPC over HTTP/1.1",
+                route.name
+            );
+            return text;
+        }
         let why = why(config, index, &parts);
         let verdict = match (&why, &route.destination) {
             (Some(why), _) => format!("no: {why}"),
@@ -127,13 +137,11 @@ fn explanation(config: &Config, mut request: Request<()>) -> String {
             Destination::Clusters(_) => return text,
         }
     }
-    match &config.health_service {
-        Some(_) if miss(&Health::matches(), &parts).is_none() => {
-            text.push_str("no route takes it: the proxy answers itself, since it serves grpc.health.v1.Health\n");
-        }
-        _ => text
-            .push_str("no route takes it: it is refused with UNIMPLEMENTED, or 404 (no_route)\n"),
-    }
+    text.push_str(if asks_for_health {
+        "no route takes it: the proxy answers itself, since it serves grpc.health.v1.Health\n"
+    } else {
+        "no route takes it: it is refused with UNIMPLEMENTED, or 404 (no_route)\n"
+    });
     text
 }
 

@@ -124,9 +124,13 @@ impl Builder {
         ));
         let routes = config.routes.iter().zip(&chains);
         let routes = routes.map(|(route, chain)| (route.matches.clone(), chain.clone()));
+        let mut routes: Vec<_> = routes.collect();
+        if let Some(health) = self.health(&config) {
+            routes.insert(Health::place(&config), health);
+        }
         Snapshot {
             routes: routes
-                .chain(self.health(&config))
+                .into_iter()
                 .map(|(conditions, chain)| (conditions, Deadline::new(chain)))
                 .collect(),
             api: Api::new(Rc::clone(&bindings), &config.bindings_front)

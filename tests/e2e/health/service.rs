@@ -10,7 +10,7 @@ use crate::support::{
     client::{Call, Client},
     proxy::{TestProxy, Yaml},
     stream::{Answer, Incoming},
-    upstream::{Upstream, echo},
+    upstream::{Upstream, echo, nobody},
 };
 
 const WATCHERS: &str = "thalweg_health_watchers";
@@ -97,6 +97,20 @@ async fn route_that_takes_these_calls_comes_first() {
 
     assert_eq!(answer.code(), Code::Ok);
     assert_eq!(answer.messages(), [named("theirs")], "it was not echoed");
+}
+
+/// As in the configuration that is shipped: a web server takes all that no other route does.
+#[tokio::test]
+async fn route_that_cannot_carry_these_calls_does_not_take_them() {
+    let nobody = nobody().await;
+    let proxy = Yaml::to_http1(nobody).start().await;
+    let client = Client::connect(&proxy).await;
+
+    let answer = check(&client, "").await;
+
+    assert_eq!(answer.code(), Code::Ok);
+    let other = client.unary("/e2e.Echo/Talk", b"").await;
+    assert_eq!(other.code(), Code::Unimplemented);
 }
 
 #[tokio::test]
