@@ -827,6 +827,8 @@ refused! {
     path_with_query: &with_route("match: {path: /status?verbose}\ncluster: web");
     two_paths: &with_route("match: {path: /a, path_prefix: /b}\ncluster: web");
     service_is_a_path: &with_route("match: {grpc: {service: /a.B/C}}\ncluster: web");
+    service_is_a_glob: &with_route("match: {grpc: {service: shop.v1.*, method: \"Un*\"}}\ncluster: web");
+    authority_is_a_url: &with_route("match: {authority: \"api.example.test/x\"}\ncluster: web");
     stray_star: &with_route("match: {authority: \"api.*.test\"}\ncluster: web");
     bad_header_name: &with_route("match: {headers: {\"x tenant\": blue}}\ncluster: web");
     pseudo_header: &with_route("match: {headers: {\":authority\": blue}}\ncluster: web");
@@ -1185,4 +1187,23 @@ fn certificate_that_no_client_will_get_is_a_warning() {
     };
     let place = "config.yaml:7:18: listeners[0].tls.certificates[1].cert: ";
     assert!(warning.starts_with(place), "{warning}");
+}
+
+#[test]
+fn globs_and_regular_expressions_in_paths_are_worth_a_look() {
+    for (line, hint) in [
+        ("match: {path_prefix: \"/x/*\"}", "leave the star out"),
+        ("match: {path: \"/a/[0-9]+\"}", "no regular expressions"),
+        ("match: {path: \"^/a$\"}", ""),
+        ("match: {path: /a.b-c_d~e/f@g:h}", ""),
+    ] {
+        let text = with_route(&format!("{line}\ncluster: web"));
+        let Ok(config) = parse(&text) else {
+            assert!(line.contains('^'), "{line}");
+            continue;
+        };
+        let warnings = config.warnings.join("\n");
+        assert_eq!(warnings.is_empty(), hint.is_empty(), "{line}: {warnings}");
+        assert!(warnings.contains(hint), "{line}: {warnings}");
+    }
 }

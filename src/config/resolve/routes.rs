@@ -157,6 +157,14 @@ impl Resolve<'_> {
     }
 }
 
+/// Whether protobuf would take it for the name of a service or of a method.
+fn is_grpc_name(name: &str) -> bool {
+    !name.is_empty()
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"_.".contains(&byte))
+}
+
 pub(super) fn route_timeouts(raw: Option<raw::RouteTimeouts>) -> RouteTimeouts {
     let raw = raw.unwrap_or_default();
     let default = RouteTimeouts::default();
@@ -220,6 +228,14 @@ impl Resolve<'_> {
             let hint = "a query plays no part in the choice of a route: leave it out";
             self.faults
                 .add(path, format!("`{text}` is more than a path"), hint);
+        } else if text.contains(['*', '[', ']', '(', ')', '^', '$', '|', '\\', '+']) {
+            let hint = if path.ends_with("path_prefix") && text.ends_with('*') {
+                "leave the star out: a prefix takes all that begins with it"
+            } else {
+                "there are no globs and no regular expressions here; `path_prefix` takes all that begins with it"
+            };
+            self.faults
+                .warn(path, format!("`{text}` is read letter by letter"), hint);
         }
         text
     }
@@ -230,6 +246,10 @@ impl Resolve<'_> {
                         under `method`";
             let message = format!("`{}` is a path", raw.service);
             self.faults.add(&format!("{path}.service"), message, hint);
+        } else if !is_grpc_name(&raw.service) {
+            let hint = "write one whole name, such as `helloworld.Greeter`; `path_prefix: /helloworld.` takes all services of a package";
+            let message = format!("`{}` is no name of a service", raw.service);
+            self.faults.add(&format!("{path}.service"), message, hint);
         }
         if let Some(method) = raw.method.as_ref().filter(|method| method.contains('/')) {
             let hint = "write the name alone, such as `SayHello`";
@@ -238,6 +258,11 @@ impl Resolve<'_> {
                 format!("`{method}` is a path"),
                 hint,
             );
+        } else if let Some(method) = raw.method.as_ref().filter(|method| !is_grpc_name(method)) {
+            let hint =
+                "write one whole name, such as `SayHello`, or leave `method` out for all of them";
+            let message = format!("`{method}` is no name of a method");
+            self.faults.add(&format!("{path}.method"), message, hint);
         }
         PathMatch::Service {
             service: raw.service,
@@ -253,7 +278,11 @@ impl Resolve<'_> {
         let suffix = text
             .strip_prefix('*')
             .filter(|suffix| suffix.starts_with('.'));
-        if suffix.unwrap_or(&text).contains('*') || suffix == Some(".") {
+        if text.contains('/') {
+            let hint = "write the host alone, such as `api.example.test`";
+            self.faults
+                .add(path, format!("`{text}` is more than a host"), hint);
+        } else if suffix.unwrap_or(&text).contains('*') || suffix == Some(".") {
             let hint = "a star stands for whole labels at the front: `\"*.example.test\"`";
             self.faults
                 .add(path, format!("`{text}` has a star where none can be"), hint);
