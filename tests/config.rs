@@ -827,6 +827,7 @@ refused! {
     path_with_query: &with_route("match: {path: /status?verbose}\ncluster: web");
     two_paths: &with_route("match: {path: /a, path_prefix: /b}\ncluster: web");
     service_is_a_path: &with_route("match: {grpc: {service: /a.B/C}}\ncluster: web");
+    filter_of_others: &format!("{MINIMAL}filters: [{{ratelimit: {{}}}}, gzip]\n");
     service_is_a_glob: &with_route("match: {grpc: {service: shop.v1.*, method: \"Un*\"}}\ncluster: web");
     authority_is_a_url: &with_route("match: {authority: \"api.example.test/x\"}\ncluster: web");
     stray_star: &with_route("match: {authority: \"api.*.test\"}\ncluster: web");

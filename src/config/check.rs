@@ -80,7 +80,7 @@ impl Check<'_> {
         path: &str,
     ) {
         let known: Vec<&str> = fitting.iter().flat_map(|schema| keys(schema)).collect();
-        let mut meant = Vec::new();
+        let (mut meant, before) = (Vec::new(), entries.len());
         entries.retain(|key, _| {
             let at = join(path, key);
             if keys(chosen).any(|known| known == key) {
@@ -96,6 +96,13 @@ impl Check<'_> {
             meant.extend(nearest(key, &known));
             false
         });
+        if fitting.len() > 1 && entries.len() < before {
+            // It was another that was chosen, and this one only stands in for it.
+            let required = chosen["required"].as_array().into_iter().flatten();
+            for key in required.filter_map(Value::as_str) {
+                self.faults.settle(&join(path, key));
+            }
+        }
         // That a misspelt key is missing goes without saying.
         for key in meant {
             if !entries.contains_key(key) {

@@ -150,7 +150,17 @@ impl Resolve<'_> {
                     let message = format!("`{}` is in this list already", filter.name());
                     self.faults.add(&path, message, "remove one of them");
                 }
-                Err(error) => self.faults.add(&path, error.to_string(), ""),
+                Err(error) => {
+                    let error = error.to_string();
+                    match error.strip_prefix("trip: ") {
+                        Some(fault) => {
+                            let hint = "write a condition such as `consecutiveFailures > 5`";
+                            let path = format!("{path}.circuit_breaker.trip");
+                            self.faults.add(&path, fault, hint);
+                        }
+                        None => self.faults.add(&path, error, ""),
+                    }
+                }
             }
         }
         filters
