@@ -176,8 +176,12 @@ impl App {
             }
             Err(error) => {
                 stats.failed();
+                let why = match error {
+                    ReloadError::Faults(faults) => faults.in_one_line(),
+                    error => error.to_string().replace('\n', " "),
+                };
                 tracing::error!(
-                    "the configuration was not reloaded, and the one before stays in force:\n{error}"
+                    "the configuration was not reloaded, and the one before stays in force: {why}"
                 );
             }
         }

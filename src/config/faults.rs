@@ -93,6 +93,25 @@ impl Faults {
         faults.collect()
     }
 
+    /// All of them in one line without the file's own, for a log whose records are lines.
+    pub(crate) fn in_one_line(&self) -> String {
+        let faults = self.faults.iter().map(|fault| {
+            let mut words = self.file.clone();
+            if let Some(place) = fault.place {
+                words += &format!(":{}:{}", place.line, place.column);
+            }
+            if !fault.path.is_empty() {
+                words += &format!(": {}", fault.path);
+            }
+            words += &format!(": {}", fault.message);
+            if !fault.hint.is_empty() {
+                words += &format!(" ({})", fault.hint);
+            }
+            words.replace('\n', " ")
+        });
+        faults.collect::<Vec<_>>().join("; ")
+    }
+
     /// How many there are.
     #[expect(clippy::len_without_is_empty, reason = "there is always one")]
     pub fn len(&self) -> usize {

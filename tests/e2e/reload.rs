@@ -218,7 +218,11 @@ async fn faulty_file_leaves_all_as_it_was_and_is_told_with_every_fault() {
         "{}",
         reply.body
     );
-    proxy.says("the configuration was not reloaded").await;
+    let record = proxy.says("the configuration was not reloaded").await;
+    assert!(
+        record.contains("routs: unknown key") && record.contains("listeners: must not be empty"),
+        "{record}"
+    );
     assert_eq!(proxy.operator.metric(SUCCESSFUL).await, 0);
     assert_eq!(proxy.operator.metric(FAILURES).await, 1);
     assert_eq!(proxy.operator.get("/config").await.body, before);
