@@ -243,7 +243,8 @@ fn chain(text: &[u8], at: &str) -> Result<Vec<CertificateDer<'static>>, Fault> {
 
 fn private_key(text: &[u8], at: &str) -> Result<PrivateKeyDer<'static>, Fault> {
     PrivateKeyDer::from_pem_slice(text).map_err(|error| match error {
-        pem::Error::NoItemsFound if contains(text, b"BEGIN ENCRYPTED PRIVATE KEY") => Fault::new(
+        // As PKCS#8 says it, and as the older kind of file does.
+        _ if contains(text, b"BEGIN ENCRYPTED PRIVATE KEY") || contains(text, b"4,ENCRYPTED") => Fault::new(
             at,
             "the key is encrypted, and nobody could be asked for its password",
             "`openssl pkey -in ENCRYPTED -out KEY` takes the password off",
@@ -399,4 +400,22 @@ fn not_pem(at: &str, error: &pem::Error) -> Fault {
 
 fn contains(text: &[u8], word: &[u8]) -> bool {
     text.windows(word.len()).any(|window| window == word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn encrypted_key_is_called_that() {
+        for text in [
+            "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n",
+            "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nAAAA\n-----END RSA PRIVATE KEY-----\n",
+        ] {
+            let fault = private_key(text.as_bytes(), "key").unwrap_err();
+
+            assert!(fault.message.contains("is encrypted"), "{}", fault.message);
+            assert!(fault.hint.contains("openssl pkey"), "{}", fault.hint);
+        }
+    }
 }
