@@ -13,6 +13,7 @@ use crate::support::{
     flood::{Backend, ECHO, FLOOD, Flood, Hoard, SINK, SPRING, STUCK, at_rest},
     framed, plain,
     proxy::{TestProxy, Yaml},
+    raw,
     stream::Incoming,
     take_message,
     upstream::{self, Upstream},
@@ -98,6 +99,47 @@ async fn download_that_nobody_reads_stops_within_one_window_and_one_window() {
         assert!(sent <= OURS + THEIRS, "{sent} bytes could be sent");
         assert_eq!(hoard.held.get(), THEIRS);
     }
+}
+
+/// On a connection that takes bytes, a small request is handed to the codec with its head. It leaves when there is room, and not before.
+#[tokio::test]
+async fn small_request_that_goes_with_its_head_keeps_to_the_window() {
+    let upstream = raw::RawUpstream::bind().await;
+    let proxy = Yaml::to(&upstream.address).start().await;
+    let client = Client::connect(&proxy).await;
+    let ok = [(":status", "200"), ("grpc-status", "0")];
+
+    let mut first = client.call("/e2e.Small/First", &[]).await;
+    first.outgoing.message(&[7; 1000]).await;
+    first.outgoing.end();
+    let mut peer = upstream.handshake(&[]).await;
+    let data = peer.until(|frame| frame.kind == raw::DATA).await;
+    peer.write(&raw::headers(data.stream, &ok, true)).await;
+    assert_eq!(first.answer().await.code(), Code::Ok);
+    peer.write(&raw::settings(&[(raw::INITIAL_WINDOW_SIZE, 0)]))
+        .await;
+    peer.until(|frame| frame.kind == raw::SETTINGS && frame.flags == raw::ACK)
+        .await;
+
+    let mut second = client.call("/e2e.Small/Second", &[]).await;
+    second.outgoing.message(&[7; 1000]).await;
+    second.outgoing.end();
+    let head = peer.until(|frame| frame.kind == raw::HEADERS).await;
+    assert!(
+        peer.synchronize()
+            .await
+            .iter()
+            .all(|frame| frame.kind != raw::DATA)
+    );
+    peer.write(&raw::window_update(head.stream, 600)).await;
+    let some = peer.until(|frame| frame.kind == raw::DATA).await;
+    peer.write(&raw::window_update(head.stream, 600)).await;
+    let rest = peer.until(|frame| frame.kind == raw::DATA).await;
+
+    assert_eq!((some.payload.len(), rest.payload.len()), (600, 405));
+    assert!(rest.ends_stream());
+    peer.write(&raw::headers(head.stream, &ok, true)).await;
+    assert_eq!(second.answer().await.code(), Code::Ok);
 }
 
 // === beside others ===
