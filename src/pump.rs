@@ -166,8 +166,8 @@ impl Pump {
     }
 
     /// Lets a small request leave with its head, if `takes_more` says that the far side has room for it. The codec grants a new
-    /// stream nothing before its connection's next turn, and most calls would take one turn more and another write. Where there is no room after all,
-    /// those bytes wait in the codec, and no stall is seen.
+    /// stream nothing before its connection's next turn, and most calls would take one turn more and another write. Where there
+    /// is no room after all, those bytes wait in the codec, and no stall is seen.
     #[must_use]
     pub(crate) fn with_head(mut self, takes_more: bool) -> Self {
         self.ahead = if takes_more { WITH_HEAD } else { 0 };

@@ -46,9 +46,10 @@ pub(super) struct Config {
     pub(super) workers: Option<Count>,
 
     /// Most bytes that all streams together should hold: what waits for its far side, in either
-    /// direction, and what is kept to be sent again; large headers count until they are passed on. From seven eighths of it on new streams are
-    /// refused, and those that stand still are ended, the ones that hold the most first. Default: half of the memory that the machine or the control group of the process has,
-    /// since connections, headers and the like need some as well.
+    /// direction, and what is kept to be sent again; large headers count until they are passed on.
+    /// From seven eighths of it on new streams are refused, and those that stand still are ended,
+    /// the ones that hold the most first. Default: half of the memory that the machine or the
+    /// control group of the process has, since connections and the like need some as well.
     #[schemars(range(min = 1_048_576))]
     pub(super) max_held: Option<Size>,
 
