@@ -11,6 +11,7 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand, ValueHint};
+use http::Method;
 
 use crate::config::{self, Config};
 
@@ -24,10 +25,12 @@ mod init;
 mod invoke;
 mod man;
 mod operator;
-mod orders;
 mod routes;
 mod serve;
+mod status;
 mod welcome;
+
+use operator::Operator;
 
 /// The exit code for a configuration that is refused: `EX_USAGE`.
 const REFUSED: u8 = 64;
@@ -62,10 +65,13 @@ enum Command {
     Certs(certs::Certs),
     Invoke(invoke::Invoke),
     Bindings(bindings::Bindings),
-    Reload(orders::Reload),
-    Drain(orders::Drain),
-    Health(orders::Health),
-    Status(orders::Status),
+    /// Make a running proxy read its configuration again.
+    Reload(Operator),
+    /// Let a running proxy end as after SIGTERM.
+    Drain(Operator),
+    /// Say whether a running proxy takes new streams; the exit code is 0 while it does. For health checks of containers.
+    Health(Operator),
+    Status(status::Status),
     /// Print a script that completes this command line.
     Completions(completions::Completions),
     /// Print the manual pages, for `man`.
@@ -93,9 +99,9 @@ pub fn main() -> ExitCode {
         Command::Certs(certs) => certs.run(),
         Command::Invoke(invoke) => invoke.run(),
         Command::Bindings(bindings) => bindings.run(),
-        Command::Reload(reload) => reload.run(),
-        Command::Drain(drain) => drain.run(),
-        Command::Health(health) => health.run(),
+        Command::Reload(operator) => operator.order(Method::POST, "/reload"),
+        Command::Drain(operator) => operator.order(Method::POST, "/drain"),
+        Command::Health(operator) => operator.order(Method::GET, "/readyz"),
         Command::Status(status) => status.run(),
         Command::Completions(completions) => completions.run(),
         Command::Man(man) => man.run(),

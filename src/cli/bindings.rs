@@ -1,16 +1,14 @@
 //! `thalweg bindings`: asks a running proxy which bindings it serves, and what they can do.
 
-use std::{
-    io::{self, Write},
-    process::ExitCode,
-};
+use std::process::ExitCode;
 
 use clap::Args;
+use http::Method;
 use serde::Deserialize;
 
 use super::{
     exit::{self, Class, Failure, visible},
-    operator::Operator,
+    operator::{Operator, columns, print},
 };
 
 /// List the bindings that a running proxy serves.
@@ -36,7 +34,7 @@ struct Listed {
 impl Bindings {
     pub(super) fn run(&self) -> ExitCode {
         exit::run(async {
-            let answer = self.operator.get("/bindings").await?;
+            let answer = self.operator.ask(Method::GET, "/bindings").await?;
             if self.json {
                 return print(&answer);
             }
@@ -50,12 +48,6 @@ impl Bindings {
             print(table(&listed).as_bytes())
         })
     }
-}
-
-pub(super) fn print(bytes: &[u8]) -> Result<(), Failure> {
-    let mut stdout = io::stdout().lock();
-    let written = stdout.write_all(bytes).and_then(|()| stdout.flush());
-    written.map_err(|error| Failure::of_output("standard output", &error))
 }
 
 /// The bindings in columns, with a heading.
@@ -74,26 +66,6 @@ fn table(listed: &[Listed]) -> String {
         ]
     }));
     columns(&rows)
-}
-
-/// Rows of as many cells each, the first of them the heading; all columns but the last are as wide as their widest cell.
-pub(super) fn columns(rows: &[Vec<String>]) -> String {
-    let width = |column: usize| {
-        let cells = rows.iter().map(|row| row[column].chars().count());
-        cells.max().unwrap_or(0)
-    };
-    let mut lines = String::new();
-    for row in rows {
-        let (last, others) = row.split_last().expect("a row has cells");
-        for (column, cell) in others.iter().enumerate() {
-            let padding = width(column) - cell.chars().count() + 2;
-            lines.push_str(cell);
-            lines.extend(std::iter::repeat_n(' ', padding));
-        }
-        lines.push_str(last);
-        lines.push('\n');
-    }
-    lines
 }
 
 #[cfg(test)]

@@ -1,4 +1,9 @@
-//! Asks the admin endpoints of a running proxy, for every command that does.
+//! What an operator asks of a running proxy and tells it, without curl: every command that speaks with the admin endpoints.
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
 
 use bytes::Bytes;
 use clap::Args;
@@ -10,7 +15,7 @@ use tokio::time::{Duration, timeout};
 
 use super::{
     connect::{Connection, Overheard, Server, Speak, Tls},
-    exit::{Class, Failure},
+    exit::{self, Class, Failure, visible},
 };
 
 /// The longest wait for the answer. A reload reads files and looks names up; all else takes no work.
@@ -40,21 +45,13 @@ pub(super) struct Operator {
 // === impl Operator ===
 
 impl Operator {
-    /// What is answered, if it is as it should be.
-    pub(super) async fn get(&self, path: &'static str) -> Result<Bytes, Failure> {
-        let (status, body) = self.ask(Method::GET, path).await?;
-        if status == StatusCode::OK {
-            return Ok(body);
-        }
-        Err(self.refused(path, status))
+    /// Tells the proxy something, and prints what it answers.
+    pub(super) fn order(&self, method: Method, path: &'static str) -> ExitCode {
+        exit::run(async { print(&self.ask(method, path).await?) })
     }
 
-    /// What is answered, with its status; only a token that is not taken is a failure.
-    pub(super) async fn ask(
-        &self,
-        method: Method,
-        path: &'static str,
-    ) -> Result<(StatusCode, Bytes), Failure> {
+    /// What is answered, if that is as it should be.
+    pub(super) async fn ask(&self, method: Method, path: &'static str) -> Result<Bytes, Failure> {
         let (connection, overheard) = self
             .admin
             .connect("--admin", &self.tls, Speak::Http1)
@@ -64,29 +61,39 @@ impl Operator {
             let message = format!("no answer came from {} within {ANSWER:?}", self.admin);
             return Err(Failure::new(Class::Unavailable, message));
         };
-        let (status, body) = answer?;
-        if status == StatusCode::UNAUTHORIZED {
-            let what = if self.token.is_some() {
-                "wants another token"
-            } else {
-                "wants a token"
-            };
-            let message = format!("{} {what}", self.admin);
-            return Err(Failure::new(Class::NoPermission, message)
-                .hint("--token gives it: `admin.token` of the proxy's configuration"));
+        match answer? {
+            (status, body) if status.is_success() => Ok(body),
+            (status, body) => Err(self.refused(path, status, &body)),
         }
-        Ok((status, body))
     }
 
-    /// What a status means that was not expected.
-    pub(super) fn refused(&self, path: &str, status: StatusCode) -> Failure {
-        if status == StatusCode::NOT_FOUND {
-            let message = format!("{} has no {path}", self.admin);
-            return Failure::new(Class::NoInput, message)
-                .hint("--admin wants the address of the admin endpoints, not that of a listener");
+    /// What an answer means that is not as it should be.
+    fn refused(&self, path: &str, status: StatusCode, body: &[u8]) -> Failure {
+        let admin = &self.admin;
+        match status {
+            StatusCode::UNAUTHORIZED => {
+                let which = if self.token.is_some() { "another" } else { "a" };
+                let message = format!("{admin} wants {which} token");
+                Failure::new(Class::NoPermission, message)
+                    .hint("--token gives it: `admin.token` of the proxy's configuration")
+            }
+            StatusCode::NOT_FOUND => {
+                let message = format!("{admin} has no {path}");
+                Failure::new(Class::NoInput, message).hint(
+                    "--admin wants the address of the admin endpoints, not that of a listener",
+                )
+            }
+            _ => {
+                // A configuration that is refused ends `reload` as it ends `check`.
+                let class = match status {
+                    StatusCode::UNPROCESSABLE_ENTITY => Class::Usage,
+                    _ => Class::of_status(status.as_u16()),
+                };
+                let why = String::from_utf8_lossy(body);
+                let lines: Vec<_> = why.trim_end().lines().map(visible).collect();
+                Failure::new(class, format!("{admin} answered {status}")).hint(lines.join("\n"))
+            }
         }
-        let message = format!("{} answered {status}", self.admin);
-        Failure::new(Class::of_status(status.as_u16()), message)
     }
 
     async fn exchange(
@@ -141,4 +148,30 @@ impl Operator {
         }
         Ok(request)
     }
+}
+
+pub(super) fn print(bytes: &[u8]) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    let written = stdout.write_all(bytes).and_then(|()| stdout.flush());
+    written.map_err(|error| Failure::of_output("standard output", &error))
+}
+
+/// Rows of as many cells each, the first of them the heading; all columns but the last are as wide as their widest cell.
+pub(super) fn columns(rows: &[Vec<String>]) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.max().unwrap_or(0)
+    };
+    let mut lines = String::new();
+    for row in rows {
+        let (last, others) = row.split_last().expect("a row has cells");
+        for (column, cell) in others.iter().enumerate() {
+            let padding = width(column) - cell.chars().count() + 2;
+            lines.push_str(cell);
+            lines.extend(std::iter::repeat_n(' ', padding));
+        }
+        lines.push_str(last);
+        lines.push('\n');
+    }
+    lines
 }

@@ -1,37 +1,15 @@
-//! `thalweg reload`, `drain`, `health` and `status`: what an operator asks of a running proxy, for those without curl.
+//! `thalweg status`: asks a running proxy for its clusters and the state of their endpoints.
 
 use std::process::ExitCode;
 
 use clap::Args;
-use http::{Method, StatusCode};
+use http::Method;
 use serde_json::Value;
 
 use super::{
-    bindings::{columns, print},
     exit::{self, Class, Failure, visible},
-    operator::Operator,
+    operator::{Operator, columns, print},
 };
-
-/// Make a running proxy read its configuration again.
-#[derive(Args, Debug)]
-pub(super) struct Reload {
-    #[command(flatten)]
-    operator: Operator,
-}
-
-/// Let a running proxy end as after SIGTERM.
-#[derive(Args, Debug)]
-pub(super) struct Drain {
-    #[command(flatten)]
-    operator: Operator,
-}
-
-/// Say whether a running proxy takes new streams; the exit code is 0 while it does. For health checks of containers.
-#[derive(Args, Debug)]
-pub(super) struct Health {
-    #[command(flatten)]
-    operator: Operator,
-}
 
 /// Show the clusters of a running proxy: each endpoint with its state and its streams.
 #[derive(Args, Debug)]
@@ -43,55 +21,12 @@ pub(super) struct Status {
     operator: Operator,
 }
 
-impl Reload {
-    pub(super) fn run(&self) -> ExitCode {
-        exit::run(async {
-            let (status, body) = self.operator.ask(Method::POST, "/reload").await?;
-            match status {
-                StatusCode::OK => print(&body),
-                StatusCode::UNPROCESSABLE_ENTITY => {
-                    let faults = String::from_utf8_lossy(&body).trim_end().to_owned();
-                    Err(Failure::new(Class::Usage, faults))
-                }
-                _ => Err(self.operator.refused("/reload", status)),
-            }
-        })
-    }
-}
-
-impl Drain {
-    pub(super) fn run(&self) -> ExitCode {
-        exit::run(async {
-            let (status, body) = self.operator.ask(Method::POST, "/drain").await?;
-            match status {
-                StatusCode::ACCEPTED => print(&body),
-                _ => Err(self.operator.refused("/drain", status)),
-            }
-        })
-    }
-}
-
-impl Health {
-    pub(super) fn run(&self) -> ExitCode {
-        exit::run(async {
-            let (status, body) = self.operator.ask(Method::GET, "/readyz").await?;
-            match status {
-                StatusCode::OK => print(&body),
-                StatusCode::SERVICE_UNAVAILABLE => {
-                    let message =
-                        format!("{} takes no new streams: it drains", self.operator.admin);
-                    Err(Failure::new(Class::Unavailable, message))
-                }
-                _ => Err(self.operator.refused("/readyz", status)),
-            }
-        })
-    }
-}
+// === impl Status ===
 
 impl Status {
     pub(super) fn run(&self) -> ExitCode {
         exit::run(async {
-            let answer = self.operator.get("/clusters").await?;
+            let answer = self.operator.ask(Method::GET, "/clusters").await?;
             if self.json {
                 return print(&answer);
             }
