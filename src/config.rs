@@ -67,6 +67,7 @@ pub use bindings::{
 pub(crate) use endpoints::endpoints;
 pub use endpoints::{Balance, Endpoint, Endpoints};
 pub use faults::Faults;
+pub(crate) use faults::Unusable;
 pub use health::{HealthCheck, Question};
 pub use network::Network;
 pub use origins::Origins;
@@ -449,7 +450,7 @@ pub fn load(path: &Path) -> Result<Config, Faults> {
 }
 
 /// The same of what stands anywhere, and is called `name` in faults.
-pub fn load_from(source: &mut dyn io::Read, name: &str) -> Result<Config, Faults> {
+pub(crate) fn load_from(source: &mut dyn io::Read, name: &str) -> Result<Config, Faults> {
     let mut text = String::new();
     match source.read_to_string(&mut text) {
         Ok(_) => parse(&text, name, &|variable| std::env::var(variable).ok()),

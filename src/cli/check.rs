@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use super::{CONFIG, REFUSED, STDIO, no_config, say};
 use crate::{
     config::{
-        self, Address, AuthorityMatch, BindingTarget, Config, Destination, Endpoints, Match,
-        PathMatch, Place, Protocol, Route,
+        self, Address, AuthorityMatch, BindingTarget, Config, Destination, Endpoints, Faults,
+        Match, PathMatch, Place, Protocol, Route, Unusable,
     },
     router::covers,
 };
@@ -49,30 +49,23 @@ impl Check {
             None if Path::new(CONFIG).exists() => CONFIG.into(),
             None => return no_config(),
         };
-        let checked = if file == Path::new(STDIO) {
-            config::load_from(&mut io::stdin().lock(), "standard input")
+        let (name, config) = if file == Path::new(STDIO) {
+            let name = "standard input".to_owned();
+            let config = config::load_from(&mut io::stdin().lock(), &name);
+            (name, config)
         } else {
-            config::load(&file)
+            (file.display().to_string(), config::load(&file))
         };
-        let checked = checked.map(|config| (unusable(&config), config));
+        let checked = config.and_then(|config| match unusable(&config) {
+            faults if faults.is_empty() => Ok(config),
+            faults => Err(Faults::beside_the_text(name, faults)),
+        });
         match (checked, self.json) {
-            (Ok((faults, _)), false) if !faults.is_empty() => {
-                eprintln!("{}", faults.join("\n\n"));
-                ExitCode::from(REFUSED)
-            }
-            (Ok((faults, _)), true) if !faults.is_empty() => {
-                let faults = faults.iter().map(|fault| json!({"message": fault}));
-                say(format_args!(
-                    "{:#}\n",
-                    json!({"good": false, "faults": faults.collect::<Value>(), "warnings": []})
-                ));
-                ExitCode::from(REFUSED)
-            }
-            (Ok((_, config)), false) => say(Summary {
+            (Ok(config), false) => say(Summary {
                 file: &file,
                 config: &config,
             }),
-            (Ok((_, config)), true) => say(format_args!(
+            (Ok(config), true) => say(format_args!(
                 "{:#}\n",
                 json!({"good": true, "faults": [], "warnings": warnings(&config)})
             )),
@@ -129,17 +122,27 @@ impl fmt::Display for Summary<'_> {
 }
 
 /// What the file names and the proxy could not use, as it would find when it starts. Nothing of it is changed.
-fn unusable(config: &Config) -> Vec<String> {
+fn unusable(config: &Config) -> Vec<Unusable> {
     let clusters = config.clusters.iter().filter_map(|cluster| {
         let Endpoints::File { path, .. } = &cluster.endpoints else {
             return None;
         };
         let name = path.display().to_string();
-        let fault = match std::fs::read_to_string(path) {
-            Ok(text) => config::endpoints(&text, &name).err()?.to_string(),
-            Err(error) => format!("{name}: {error}"),
+        let (message, help) = match std::fs::read_to_string(path) {
+            Ok(text) => {
+                let faults = config::endpoints(&text, &name).err()?;
+                (faults.to_string(), "")
+            }
+            Err(error) => (
+                format!("{name}: {error}"),
+                "the list of endpoints must be there, and the proxy be allowed to read it",
+            ),
         };
-        Some(format!("clusters.{}.endpoints.file: {fault}", cluster.name))
+        Some(Unusable {
+            path: format!("clusters.{}.endpoints.file", cluster.name),
+            message,
+            help,
+        })
     });
     let bindings = config.bindings.iter().filter_map(|binding| {
         let BindingTarget::ObjectStore(store) = &binding.target else {
@@ -149,11 +152,11 @@ fn unusable(config: &Config) -> Vec<String> {
             return None;
         };
         let error = writable(folder).err()?;
-        let folder = folder.display();
-        Some(format!(
-            "bindings.{}.object_store.url: {folder}: {error}\n  = help: the folder, or the one that it is made in, must be there and let the proxy write",
-            binding.name
-        ))
+        Some(Unusable {
+            path: format!("bindings.{}.object_store.url", binding.name),
+            message: format!("{}: {error}", folder.display()),
+            help: "the folder, or the one that it is made in, must be there and let the proxy write",
+        })
     });
     clusters.chain(bindings).collect()
 }

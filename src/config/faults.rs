@@ -37,6 +37,14 @@ pub(super) struct Fault {
     pub(super) hint: String,
 }
 
+/// Something else that a good file names and that cannot be used.
+pub(crate) struct Unusable {
+    /// The key that names it.
+    pub(crate) path: String,
+    pub(crate) message: String,
+    pub(crate) help: &'static str,
+}
+
 /// A stretch of one line. Lines and columns count from one, columns in characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place {
@@ -76,6 +84,18 @@ impl Faults {
             hint: hint.into(),
         };
         Self::new(file, vec![fault])
+    }
+
+    /// Of a file whose text is good.
+    pub(crate) fn beside_the_text(file: String, unusable: Vec<Unusable>) -> Self {
+        let faults = unusable.into_iter().map(|unusable| Fault {
+            place: None,
+            line: None,
+            path: unusable.path,
+            message: unusable.message,
+            hint: unusable.help.to_owned(),
+        });
+        Self::new(file, faults.collect())
     }
 
     /// The same for programs. Lines and columns count from one.

@@ -157,6 +157,12 @@ async fn check_calls_nothing_good_with_which_the_proxy_cannot_start() {
         let served = folder.run(&["serve"]).await;
 
         assert_eq!(checked.code, Some(64), "{keys}");
+        assert_eq!(told.code, Some(64), "{keys}");
+        let told: serde_json::Value = serde_json::from_str(&told.stdout).unwrap();
+        let fault = &told["faults"][0];
+        assert_eq!(fault["file"], "config.yaml", "{told}");
+        assert!(fault["path"].as_str().unwrap().contains(".a."), "{told}");
+        assert!(fault["help"].is_string(), "{told}");
         assert!(checked.stderr.contains(word), "{keys}: {}", checked.stderr);
         assert_ne!(served.code, Some(0), "{keys}");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
