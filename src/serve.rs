@@ -325,8 +325,9 @@ fn route(
     worker.call(request)
 }
 
-/// Headers that the stream holds until its request has been passed on. It lies in the extensions of the request, and goes with
-/// them. What is usual is part of what a stream costs anyway.
+/// Headers that the stream holds until its request has been passed on for the last time: one that may be tried again keeps them
+/// until its answer begins. It lies in the extensions of the request, and goes with them. What is usual is part of what a stream
+/// costs anyway.
 #[derive(Clone)]
 struct LargeHead {
     _booked: Arc<Booking>,
@@ -334,7 +335,7 @@ struct LargeHead {
 
 impl LargeHead {
     /// Headers of less than this, as HTTP/2 counts them, do not count.
-    const LEAST: usize = 4 * 1024;
+    const LEAST: usize = 1024;
 
     fn of(size: usize, stream: &StreamContext) -> Self {
         // The codec has read them into buffers, and the map has its own.

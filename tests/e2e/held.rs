@@ -12,6 +12,16 @@ use crate::support::{
 
 const KIB: usize = 1024;
 
+/// Of a worker's last step nobody knows yet.
+const UNSETTLED: u64 = 64 << 10;
+
+/// What a head with a [`large`] header counts at least: two of its size.
+const COUNTED: u64 = 40 << 10;
+
+fn large() -> String {
+    "x".repeat(20 * KIB)
+}
+
 /// A proxy whose streams should hold 4 MiB together, and whose clients may stall for as long as they like.
 async fn narrow(backend: &Backend) -> TestProxy {
     TestProxy::start(&format!(
@@ -67,39 +77,76 @@ async fn gauge_tells_what_streams_hold_and_the_limit() {
     proxy
         .metric_is("thalweg_streams_live{route=\"main\"}", 0)
         .await;
-    // One step of a worker at most is not settled.
-    assert!(proxy.metric("thalweg_held_bytes").await < 64 << 10);
+    assert!(proxy.metric("thalweg_held_bytes").await < UNSETTLED);
 }
 
 #[tokio::test]
 async fn headers_count_until_they_have_been_passed_on() {
-    const COUNT: usize = 50;
+    const PASSED: usize = 10;
+    const WAITING: usize = 50;
     let mut backend = backend().await;
     let proxy = Yaml::to(&backend.upstream)
-        .cluster("pool: {max_connections: 1, max_streams_per_connection: 1}")
+        .cluster(&format!(
+            "pool: {{max_connections: 1, max_streams_per_connection: {PASSED}}}"
+        ))
+        .route("retry: {max_retries: 0}")
         .start()
         .await;
     let client = connect(&proxy).await;
-    let large = "x".repeat(20 * KIB);
+    let large = large();
     let head = [("x-large", &*large)];
-    let first = client.call(STUCK, &head).await;
-    let reached = backend.stuck().await;
-    proxy.metric_is("thalweg_held_bytes", 0).await;
+    let mut passed = Vec::new();
+    for _ in 0..PASSED {
+        passed.push((client.call(STUCK, &head).await, backend.stuck().await));
+    }
+    // Were they still counted, it would be 400 KiB.
+    assert!(proxy.metric("thalweg_held_bytes").await < UNSETTLED);
 
     let mut calls = Vec::new();
-    for _ in 0..COUNT {
+    for _ in 0..WAITING {
         calls.push(client.call(STUCK, &head).await);
     }
 
-    // Two of twenty KiB each, and of a worker's last step nobody knows yet.
     proxy
-        .reaches("thalweg_held_bytes", COUNT as u64 * (40 << 10) - (64 << 10))
+        .reaches("thalweg_held_bytes", WAITING as u64 * COUNTED - UNSETTLED)
         .await;
-    drop((calls, first, reached));
+    drop((calls, passed));
     proxy
         .metric_is("thalweg_streams_live{route=\"main\"}", 0)
         .await;
-    assert!(proxy.metric("thalweg_held_bytes").await < 64 << 10);
+    assert!(proxy.metric("thalweg_held_bytes").await < UNSETTLED);
+}
+
+#[tokio::test]
+async fn headers_that_may_be_sent_again_count_until_the_answer_begins() {
+    const COUNT: usize = 10;
+    let mut backend = backend().await;
+    let proxy = Yaml::to(&backend.upstream).start().await;
+    let client = connect(&proxy).await;
+    let large = large();
+    let head = [("x-large", &*large)];
+
+    let mut unanswered = Vec::new();
+    for _ in 0..COUNT {
+        unanswered.push((client.call(STUCK, &head).await, backend.stuck().await));
+    }
+
+    proxy
+        .reaches("thalweg_held_bytes", COUNT as u64 * COUNTED - UNSETTLED)
+        .await;
+    drop(unanswered);
+    let mut answered = Vec::new();
+    for _ in 0..COUNT {
+        let mut call = client.call(ECHO, &head).await;
+        call.outgoing.message(b"hello").await;
+        let (head, mut incoming) = call.head().await;
+        assert_eq!(incoming.message().await.unwrap(), "hello");
+        answered.push((call, head, incoming));
+    }
+    proxy
+        .metric_is("thalweg_streams_live{route=\"main\"}", COUNT as u64)
+        .await;
+    assert!(proxy.metric("thalweg_held_bytes").await < UNSETTLED);
 }
 
 #[tokio::test]
