@@ -154,6 +154,7 @@ async fn check_calls_nothing_good_with_which_the_proxy_cannot_start() {
         let folder = Folder::with(&format!("{rest}{keys}"));
 
         let checked = folder.run(&["check"]).await;
+        let told = folder.run(&["check", "--json"]).await;
         let served = folder.run(&["serve"]).await;
 
         assert_eq!(checked.code, Some(64), "{keys}");
@@ -485,7 +486,7 @@ async fn first_signal_behind_a_drain_that_was_asked_for_lets_it_go_on() {
     const CLIENTS: usize = 4;
     const STREAMS: usize = 25;
     let upstream = Upstream::start().await.serve(echo);
-    let yaml = format!("drain: {{timeout: 500ms}}\n{}", to(&upstream));
+    let yaml = format!("drain: {{timeout: 2s}}\n{}", to(&upstream));
     let mut proxy = Running::start(&yaml).await;
     let mut calls = Vec::new();
     for _ in 0..CLIENTS {

@@ -234,6 +234,7 @@ async fn changes(mut old: Running, mut load: Load, new: impl Future<Output = Run
     let (status, said) = old.ends().await;
     assert_eq!(status.code(), Some(0), "{said}");
     assert!(said.contains("dismissed=0 cut=0"), "{said}");
+    assert!(!said.contains("are cut"), "{said}");
     load.goes_on().await;
     load.ends().await;
     let accepted = "thalweg_listener_connections_accepted_total{listener=\"it\"}";
