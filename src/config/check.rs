@@ -276,7 +276,8 @@ fn found(value: &Value) -> String {
     match value {
         Value::Null => "nothing".into(),
         Value::Bool(value) => format!("`{value}`"),
-        Value::Number(number) => format!("the number {number}"),
+        // It may be a secret, and its line is shown if it is none.
+        Value::Number(_) => "a number".into(),
         Value::String(_) => "text".into(),
         Value::Array(_) => "a list".into(),
         Value::Object(_) => "a map".into(),
@@ -286,7 +287,7 @@ fn found(value: &Value) -> String {
 /// How to turn a value of the wrong kind into one of the right kind.
 fn rewrite(allowed: &[&Value], value: &Value) -> String {
     match (expected(allowed).as_str(), value) {
-        ("text", Value::Number(_) | Value::Bool(_)) => format!("put it in quotes: `\"{value}\"`"),
+        ("text", Value::Number(_) | Value::Bool(_)) => "put it in quotes".into(),
         ("a list" | "a list or a map", Value::String(text)) => format!("write a list: `[{text}]`"),
         ("a list", _) => "write its items below, each after a `-`".into(),
         ("a map", Value::Array(_)) => "write `key: value` lines, without `-`".into(),

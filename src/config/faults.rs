@@ -199,29 +199,76 @@ const SECRETS: [&str; 4] = ["token", "secret", "password", "credential"];
 const KEYS: [&str; 3] = ["access_key", "account_key", "api_key"];
 
 /// The line with a sign for each of a value that is secret, or looks so: it may go into a log, or to whoever asked for a reload. What is
-/// misspelt is still a secret.
+/// misspelt is still a secret, and where it is not clear how far one goes, more is hidden.
 fn without_secrets(line: &str) -> String {
     let mut shown = String::with_capacity(line.len());
     let mut rest = line;
-    while let Some(colon) = rest.find(": ") {
-        let (before, behind) = rest.split_at(colon + 2);
+    while let Some(colon) = rest.find(':') {
+        let behind = &rest[colon + 1..];
+        let blanks = behind.len() - behind.trim_start().len();
+        let (before, value) = rest.split_at(colon + 1 + blanks);
         shown.push_str(before);
-        rest = behind;
-        let name = before[..colon].rsplit(|c: char| !c.is_alphanumeric() && !"_-".contains(c));
-        if !name.into_iter().next().is_some_and(is_secret) {
+        rest = value;
+        let key = before[..colon].trim_end();
+        let name = key.trim_end_matches(['"', '\'']);
+        // Behind a key in quotes, no blank is needed.
+        if blanks == 0 && name == key {
             continue;
         }
-        let end = match rest.chars().next() {
-            Some(quote @ ('"' | '\'')) => rest[1..].find(quote).map_or(rest.len(), |at| at + 2),
-            // A variable is no secret, but its name.
-            Some('$' | '{' | '[') => 0,
-            _ => rest.find([',', '}', ']', '#']).unwrap_or(rest.len()),
-        };
-        shown.extend(rest[..end].chars().map(|_| '•'));
-        rest = &rest[end..];
+        let name = name.rsplit(|c: char| !c.is_alphanumeric() && !"_-".contains(c));
+        if name.into_iter().next().is_some_and(is_secret) {
+            let in_braces = shown.matches(['{', '[']).count() > shown.matches(['}', ']']).count();
+            let hidden = extent(value, in_braces);
+            shown.push_str(&value[..hidden.start]);
+            shown.extend(value[hidden.clone()].chars().map(|_| '•'));
+            rest = &value[hidden.end..];
+        }
     }
     shown.push_str(rest);
     shown
+}
+
+/// What of a line is a value that begins it.
+fn extent(line: &str, in_braces: bool) -> Range<usize> {
+    // The name of a variable is no secret; what stands behind it may be.
+    let start = match line.strip_prefix("${").and_then(|name| name.find('}')) {
+        Some(end) => "${".len() + end + 1,
+        None => 0,
+    };
+    let plain = &line[start..];
+    let length = match plain.chars().next() {
+        Some('"') => quoted(plain, |rest| match rest.strip_prefix('\\') {
+            Some(escaped) => 1 + escaped.chars().next().map_or(0, char::len_utf8),
+            None => 0,
+        }),
+        Some('\'') => quoted(plain, |rest| if rest.starts_with("''") { 2 } else { 0 }),
+        // The keys within are looked at by themselves.
+        Some('{') => 0,
+        Some('[') => plain.find(']').unwrap_or(plain.len()),
+        _ => {
+            let ends = [
+                plain.find(" #"),
+                plain.find([',', '}', ']']).filter(|_| in_braces),
+            ];
+            ends.into_iter().flatten().min().unwrap_or(plain.len())
+        }
+    };
+    start..start + length
+}
+
+/// How far a text in quotes goes. `escaped` is the length of what stands for something else where a text begins.
+fn quoted(text: &str, escaped: impl Fn(&str) -> usize) -> usize {
+    let quote = &text[..1];
+    let mut at = 1;
+    while at < text.len() {
+        let rest = &text[at..];
+        match escaped(rest) {
+            0 if rest.starts_with(quote) => return at + 1,
+            0 => at += rest.chars().next().map_or(0, char::len_utf8),
+            length => at += length,
+        }
+    }
+    text.len()
 }
 
 fn is_secret(name: &str) -> bool {
@@ -233,11 +280,14 @@ fn is_secret(name: &str) -> bool {
     if KEYS.iter().any(|key| name.ends_with(key)) {
         return true;
     }
+    let like = |word: &str, secret: &str| {
+        // Of a long word, to compare it would take long.
+        word.len().abs_diff(secret.len()) <= 1 && strsim::damerau_levenshtein(word, secret) <= 1
+    };
     let mut words = name.split(['_', '-']);
     words.any(|word| {
-        SECRETS
-            .iter()
-            .any(|secret| word.contains(secret) || strsim::damerau_levenshtein(word, secret) <= 1)
+        let mut secrets = SECRETS.iter();
+        secrets.any(|secret| word.contains(secret) || like(word, secret))
     })
 }
 
@@ -295,6 +345,23 @@ mod tests {
                 "  certificates: [{cert: a.pem, key: a.key}]",
                 "  certificates: [{cert: a.pem, key: a.key}]",
             ),
+            ("  \"token\": x", "  \"token\": •"),
+            (
+                "{\"token\":\"x\", \"url\":\"y\"}",
+                "{\"token\":•••, \"url\":\"y\"}",
+            ),
+            ("  password: a#b, c: d # e", "  password: ••••••••• # e"),
+            ("  password: \"a\\\" b\" # c", "  password: ••••••• # c"),
+            ("  password: 'it''s' # c", "  password: ••••••• # c"),
+            ("  password: \"not closed", "  password: •••••••••••"),
+            ("  password: ${NAME}more", "  password: ${NAME}••••"),
+            ("  passwords: [a, b] # c", "  passwords: •••••] # c"),
+            (
+                "  credentials: {password: é, url: y}",
+                "  credentials: {password: •, url: y}",
+            ),
+            ("  token:", "  token:"),
+            ("  - http://secret:8080", "  - http://secret:8080"),
             (
                 "  {account_key: abc, access_key_id: me}",
                 "  {account_key: •••, access_key_id: me}",
