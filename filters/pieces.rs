@@ -4,13 +4,13 @@
 //! the padding, the wrapping and the other streams' frames that lie in it: a thousand times the byte that he has counted. So what is
 //! kept is copied, and what it costs is what it counts.
 //!
-//! **How.** A buffer grows with what comes, up to [`PIECE`] and not a byte beyond, which [`extend`] sees to; then there is another. So
+//! **How.** A buffer grows with what comes, up to 64 KiB and not a byte beyond, which [`extend`] sees to; then there is another. So
 //! little costs little, and nothing that is large is ever moved: beside the bytes themselves there is room for one more piece at most.
 
 use bytes::{Bytes, BytesMut};
 
 /// The most that lies in one buffer.
-pub const PIECE: usize = 64 * 1024;
+const PIECE: usize = 64 * 1024;
 
 /// Bytes in their order.
 #[derive(Debug, Default)]
