@@ -417,7 +417,7 @@ async fn goaway_comes_in_two_phases_and_at_once() {
     let first = peer.until(|frame| frame.kind == raw::GOAWAY).await;
     let ping = peer.until(|frame| frame.kind == raw::PING).await;
     // This one was on its way when the first came.
-    peer.write(&raw::headers(1, &request(), false)).await;
+    peer.write(&raw::headers(1, &raw::grpc(PATH), false)).await;
     let mut call = upstream.call().await;
     peer.write(&raw::frame(raw::PING, raw::ACK, 0, &ping.payload))
         .await;
@@ -429,16 +429,6 @@ async fn goaway_comes_in_two_phases_and_at_once() {
     assert_eq!(second.payload[..4], 1_u32.to_be_bytes());
     assert_eq!(answer.stream, 1);
     within("the drain ends", drained).await.unwrap();
-}
-
-fn request() -> [(&'static str, &'static str); 5] {
-    [
-        (":method", "POST"),
-        (":scheme", "http"),
-        (":path", PATH),
-        (":authority", "e2e.test"),
-        ("content-type", "application/grpc"),
-    ]
 }
 
 /// Dead or deaf, it does not keep the proxy from stopping for longer than a stream could.
@@ -510,14 +500,7 @@ async fn connection_that_has_said_all_is_not_reset_by_what_still_comes() {
     let proxy = start(&upstream, "").await;
     let _upstream = upstream.serve(echo);
     let mut peer = raw::Peer::client(&proxy.address, &[]).await;
-    let fields = [
-        (":method", "POST"),
-        (":scheme", "http"),
-        (":authority", "e2e.test"),
-        (":path", PATH),
-        ("content-type", "application/grpc"),
-    ];
-    peer.write(&raw::headers(1, &fields, false)).await;
+    peer.write(&raw::headers(1, &raw::grpc(PATH), false)).await;
     peer.write(&raw::data(1, &framed(b"hello"), false)).await;
     peer.until(|frame| frame.kind == raw::DATA).await;
 

@@ -77,15 +77,7 @@ async fn strangers_hear_no_paths_of_sockets() {
 /// Opens a call of gRPC on a stream whose window takes ten bytes.
 async fn narrow(proxy: &TestProxy) -> raw::Peer {
     let mut peer = raw::Peer::client(&proxy.address, &[(raw::INITIAL_WINDOW_SIZE, 10)]).await;
-    let fields = [
-        (":method", "POST"),
-        (":scheme", "http"),
-        (":authority", "e2e.test"),
-        (":path", TALK),
-        ("content-type", "application/grpc"),
-        ("te", "trailers"),
-    ];
-    peer.write(&raw::headers(1, &fields, true)).await;
+    peer.write(&raw::headers(1, &raw::grpc(TALK), true)).await;
     peer
 }
 

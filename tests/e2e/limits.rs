@@ -171,18 +171,6 @@ impl Before {
     }
 }
 
-/// The fields of a call.
-fn grpc_to(path: &str) -> [(&str, &str); 6] {
-    [
-        (":method", "POST"),
-        (":scheme", "http"),
-        (":authority", "e2e.test"),
-        (":path", path),
-        ("content-type", "application/grpc"),
-        ("te", "trailers"),
-    ]
-}
-
 async fn connect(proxy: &Running) -> Client {
     Client::connect_with(&proxy.address, &h2::client::Builder::new()).await
 }
@@ -256,7 +244,7 @@ async fn frames_that_do_not_end() {
             .unwrap();
         let frames = [
             raw::settings_ack(),
-            raw::headers(1, &grpc_to(SINK), false),
+            raw::headers(1, &raw::grpc(SINK), false),
             raw::data(1, &[7; FRAME], false),
         ];
         let frames = frames.concat();
@@ -377,7 +365,7 @@ async fn answers_that_nobody_reads() {
         said.extend(raw::window_update(0, 1 << 30));
         for index in 0..STREAMS {
             let id = u32::try_from(2 * index + 1).unwrap();
-            said.extend(raw::headers(id, &grpc_to(FLOOD), true));
+            said.extend(raw::headers(id, &raw::grpc(FLOOD), true));
         }
         reader.write_all(&said).await.unwrap();
         readers.push(reader);

@@ -27,15 +27,7 @@ fn listener(name: &str) -> String {
 
 /// A request as HEADERS that open a stream of gRPC.
 fn open(stream: u32, path: &str, end: bool) -> Vec<u8> {
-    let fields = [
-        (":method", "POST"),
-        (":scheme", "http"),
-        (":authority", "e2e.test"),
-        (":path", path),
-        ("content-type", "application/grpc"),
-        ("te", "trailers"),
-    ];
-    raw::headers(stream, &fields, end)
+    raw::headers(stream, &raw::grpc(path), end)
 }
 
 async fn to_nobody() -> Yaml {

@@ -72,17 +72,7 @@ async fn client_that_sends_tiny_messages_at_full_speed_is_not_cut_off() {
         .start()
         .await;
     let mut client = Peer::client(&proxy.listener("it"), &[]).await;
-    let head = raw::headers(
-        1,
-        &[
-            (":method", "POST"),
-            (":scheme", "http"),
-            (":authority", "e2e.test"),
-            (":path", "/e2e.Echo/Collect"),
-            ("content-type", "application/grpc"),
-        ],
-        false,
-    );
+    let head = raw::headers(1, &raw::grpc("/e2e.Echo/Collect"), false);
     let message = raw::data(1, &framed(&[7; 20]), false);
     let last = raw::data(1, b"", true);
 

@@ -238,15 +238,8 @@ async fn web_service_that_does_not_read_stops_its_client() {
 /// A stream to `it`, frame by frame, up to and with the beginning of a payload that never ends.
 async fn endless(proxy: &Running) -> raw::Peer {
     let mut peer = raw::Peer::client(&proxy.address, &[]).await;
-    let head = [
-        (":method", "POST"),
-        (":scheme", "http"),
-        (":authority", "e2e"),
-        (":path", STREAM),
-        ("content-type", "application/grpc"),
-        ("te", "trailers"),
-    ];
-    peer.write(&raw::headers(1, &head, false)).await;
+    peer.write(&raw::headers(1, &raw::grpc(STREAM), false))
+        .await;
     let opening = framed(&initial("it", "create", &[]));
     peer.write(&raw::data(1, &opening, false)).await;
     // A message of 4 GiB less a little, in it a payload of almost as much, in that the same of data.
@@ -380,15 +373,8 @@ async fn chunks_of_middle_size_that_wait_cost_what_they_count() {
     let mut peer = raw::Peer::client(&proxy.address, &[]).await;
     let path = |stream: u32| if stream == 1 { SINK } else { STUCK };
     for stream in (0..=STALLED).map(|index| 2 * index + 1) {
-        let head = [
-            (":method", "POST"),
-            (":scheme", "http"),
-            (":authority", "e2e"),
-            (":path", path(stream)),
-            ("content-type", "application/grpc"),
-            ("te", "trailers"),
-        ];
-        peer.write(&raw::headers(stream, &head, false)).await;
+        peer.write(&raw::headers(stream, &raw::grpc(path(stream)), false))
+            .await;
     }
     peer.synchronize().await;
     let before = proxy.memory();

@@ -80,14 +80,9 @@ async fn client_that_has_frozen_is_given_up_and_its_upstreams_hear_of_it() {
     let mut upstream = Upstream::start().await;
     let proxy = Yaml::to(&upstream).listener(AT_ONCE).start().await;
     let mut client = Peer::client(&proxy.address, &[]).await;
-    let head = [
-        (":method", "POST"),
-        (":scheme", "http"),
-        (":path", PATH),
-        (":authority", "e2e.test"),
-        ("content-type", "application/grpc"),
-    ];
-    client.write(&raw::headers(1, &head, false)).await;
+    client
+        .write(&raw::headers(1, &raw::grpc(PATH), false))
+        .await;
     let mut call = upstream.call().await;
 
     assert!(is_ping(&client.until(is_ping).await));

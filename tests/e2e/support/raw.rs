@@ -78,6 +78,18 @@ pub(crate) fn settings_ack() -> Vec<u8> {
     frame(SETTINGS, ACK, 0, &[])
 }
 
+/// The fields of a head that begins a call of gRPC.
+pub(crate) fn grpc(path: &str) -> [(&str, &str); 6] {
+    [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":authority", "e2e.test"),
+        (":path", path),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+    ]
+}
+
 /// HEADERS, every field literal and unknown to any table (RFC 7541, section 6.2.2).
 pub(crate) fn headers(stream: u32, pairs: &[(&str, &str)], end_stream: bool) -> Vec<u8> {
     let mut block = Vec::new();
