@@ -254,6 +254,39 @@ async fn stream_whose_client_takes_a_byte_at_a_time_goes_on() {
     assert!(taken > 3);
 }
 
+/// To take a byte now and then is no way to make the proxy hold a window for ever. Others on the connection are left alone.
+#[tokio::test]
+async fn stream_whose_client_takes_less_than_the_least_is_ended() {
+    let mut backend = Backend::start(&upstream::builder(), framed(&[7; 64 * KIB])).await;
+    let stall = "timeouts: {stall: 50ms, stall_min_progress: 1MiB}";
+    let yaml = Yaml::to(&backend.upstream).listener(stall);
+    let proxy = yaml.start().await;
+    let mut peer = raw::Peer::client(&proxy.address, &[(raw::INITIAL_WINDOW_SIZE, 0)]).await;
+    peer.write(&open(1, FLOOD, true)).await;
+    let _trickle = backend.flood().await;
+
+    let ended = loop {
+        let byte = [raw::window_update(1, 1), raw::window_update(0, 1)].concat();
+        peer.write(&byte).await;
+        let frame = peer
+            .until(|frame| matches!(frame.kind, raw::DATA | raw::RST_STREAM))
+            .await;
+        if frame.kind == raw::RST_STREAM {
+            break frame;
+        }
+    };
+
+    assert_eq!(ended.stream, 1);
+    peer.write(&open(3, "/grpc.health.v1.Health/Check", false))
+        .await;
+    peer.write(&raw::data(3, &framed(b""), true)).await;
+    peer.until(|frame| frame.kind == raw::HEADERS && frame.stream == 3)
+        .await;
+    proxy
+        .metric_is("thalweg_streams_live{route=\"main\"}", 0)
+        .await;
+}
+
 // === limits of a connection ===
 
 #[tokio::test]
